@@ -1,0 +1,1 @@
+"""Contracts that every room stands on. NumPy only; imports nothing else of ours."""

@@ -1,0 +1,76 @@
+"""Names for everything that can be plugged in, read from entry points.
+
+A third party's task, robot, head or command takes the same road as ours: a line under
+``[project.entry-points."robot_rl.<group>"]`` of its own package.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Any
+
+from robot_rl.core.errors import MissingDependencyError, RobotRLError, UnknownNameError
+
+GROUPS = {
+    "tasks": "task",
+    "robots": "robot",
+    "teleop": "operator device",
+    "policies": "policy",
+    "heads": "head",
+    "backbones": "backbone",
+    "finetuners": "fine-tuning method",
+    "datasets": "dataset format",
+    "commands": "command",
+}
+"""Registry groups and what one entry is called in messages."""
+
+_overrides: dict[tuple[str, str], Any] = {}
+
+
+def names(group: str) -> list[str]:
+    """Return the sorted names registered in ``group``."""
+    found = {entry.name for entry in entry_points(group=f"robot_rl.{group}")}
+    return sorted(found | {name for g, name in _overrides if g == group})
+
+
+def register(group: str, name: str, value: Any) -> None:
+    """Register ``value`` in this process only; for tests and notebooks."""
+    _overrides[group, name] = value
+
+
+def load(group: str, name: str) -> Any:
+    """Return what is registered as ``name`` in ``group``.
+
+    Raises:
+        UnknownNameError: no such name; the message suggests the nearest.
+        MissingDependencyError: the plug-in needs a package that is not installed.
+    """
+    kind = GROUPS.get(group, group)
+    if (group, name) in _overrides:
+        return _overrides[group, name]
+    for entry in entry_points(group=f"robot_rl.{group}"):
+        if entry.name == name:
+            try:
+                return entry.load()
+            except ModuleNotFoundError as error:
+                if error.name and error.name.split(".")[0] in ("robot_rl", "sim", "hardware"):
+                    raise
+                raise MissingDependencyError(str(error.name), "all", f"The {kind} '{name}'") from error
+    raise UnknownNameError(kind, name, names(group))
+
+
+def make_env(name: str, num_envs: int = 1, **options: Any) -> Any:
+    """Build the task ``name`` with ``num_envs`` lanes.
+
+    ``"family:argument"`` passes the part after the first colon on, so that ``"gym:gym_pusht/PushT-v0"`` reaches any
+    Gymnasium environment. Options that the task does not know are an error that names them.
+    """
+    family, _, argument = name.partition(":")
+    factory = load("tasks", family)
+    arguments = (argument,) if argument else ()
+    try:
+        return factory(*arguments, num_envs=num_envs, **options)
+    except TypeError as error:
+        if "unexpected keyword argument" in str(error):
+            raise RobotRLError(f"Task '{name}': {error}.") from error
+        raise

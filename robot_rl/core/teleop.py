@@ -1,0 +1,52 @@
+"""The contract of operator devices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+
+class OperatorEvent(str, Enum):
+    """What an operator can ask for besides moving the robot."""
+
+    TAKE_OVER = "take_over"
+    HAND_BACK = "hand_back"
+    HOLD = "hold"
+    EMERGENCY_STOP = "emergency_stop"
+    RESET = "reset"
+    ENABLE = "enable"
+    SUCCESS = "success"
+    FAILURE = "failure"
+
+
+@dataclass
+class OperatorInput:
+    """One reading of an operator device."""
+
+    stamp: float
+    """Monotonic time of the reading in seconds: the operator's heartbeat."""
+    seq: int
+    """Counts readings."""
+    enabled: bool
+    """Whether the dead-man switch is held (for keyboards: a motion key was pressed within the dwell time)."""
+    motion: np.ndarray
+    """(A,) velocity wish in [-1, 1] per action element; zeros when neutral."""
+    events: tuple[OperatorEvent, ...] = ()
+    """What was asked for since the last reading."""
+
+
+@runtime_checkable
+class Teleop(Protocol):
+    """A keyboard, gamepad, 6-D mouse or leader arm; neutral when it is lost."""
+
+    def connect(self) -> None:
+        """Open the device; raises `HardwareError` naming what is missing."""
+
+    def poll(self) -> OperatorInput:
+        """Return the newest reading without waiting."""
+
+    def disconnect(self) -> None:
+        """Close the device and restore what it changed (terminal modes)."""
