@@ -1,0 +1,1 @@
+"""Data: sets on disk, readers and writers, windows, the normaliser and the replay buffer."""
