@@ -1,0 +1,1 @@
+"""Generative action heads behind one interface (`robot_rl.heads.base.Head`)."""

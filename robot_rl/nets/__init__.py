@@ -1,0 +1,1 @@
+"""Networks: backbones that generative heads share, embeddings, encoders."""

@@ -1,0 +1,1 @@
+"""Policies: encoder, normaliser and head together, and what wraps them (residual, latent-steered)."""

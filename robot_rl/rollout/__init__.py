@@ -1,0 +1,1 @@
+"""Rolling policies out: the chunk player, evaluation with intervals, collection of demonstrations."""

@@ -1,0 +1,103 @@
+"""Conditional flow matching on the straight path (pi0's form, clock: t = 1 is noise)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor, nn
+
+from robot_rl.core.errors import ConfigError
+from robot_rl.heads.base import Capabilities, Guide, Head, SampleResult, masked_mean
+from robot_rl.heads.path import Path
+
+
+class FlowHead(Head):
+    """Learns ``v(x_t, t, c) = e - a`` with ``x_t = t e + (1 - t) a`` and integrates from noise to actions.
+
+    Args:
+        backbone: network (x, t, cond) -> (B, H, A).
+        horizon: chunk length H.
+        action_size: A.
+        steps: integration steps when sampling.
+        solver: ``euler`` or ``midpoint`` (two network calls a step, second order).
+        times: draw of training times: ``beta`` is ``0.999 Beta(1.5, 1) + 0.001`` (more weight on the noisy end, as
+            pi0), ``uniform`` is U(0, 1).
+    """
+
+    capabilities = Capabilities(steerable=True, chain_log_prob=False)
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        horizon: int,
+        action_size: int,
+        steps: int = 10,
+        solver: Literal["euler", "midpoint"] = "euler",
+        times: Literal["beta", "uniform"] = "beta",
+    ) -> None:
+        super().__init__(backbone, horizon, action_size)
+        if solver not in ("euler", "midpoint"):
+            raise ConfigError(f"unknown solver '{solver}': expected euler or midpoint")
+        if times not in ("beta", "uniform"):
+            raise ConfigError(f"unknown draw of times '{times}': expected beta or uniform")
+        self.path = Path("flow", "velocity")
+        self.steps, self.solver, self.times = int(steps), solver, times
+
+    def draw_times(self, batch: int, device: torch.device, generator: Generator | None = None) -> Tensor:
+        """Draw training times (batch,) in (0, 1]."""
+        u = torch.rand(batch, device=device, generator=generator)
+        if self.times == "uniform":
+            return u
+        return 0.999 * u ** (1 / 1.5) + 0.001  # inverse distribution function of Beta(1.5, 1)
+
+    def loss(
+        self, actions: Tensor, cond: Tensor, mask: Tensor | None = None, generator: Generator | None = None
+    ) -> Tensor:
+        """Return the flow-matching loss per sample (B,)."""
+        t = self.draw_times(len(actions), actions.device, generator)
+        noise = torch.randn(actions.shape, device=actions.device, generator=generator)
+        return self.loss_at(actions, cond, noise, t, mask)
+
+    def loss_at(self, actions: Tensor, cond: Tensor, noise: Tensor, t: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the loss per sample (B,) for given noise (B, H, A) and times (B,); likelihood-ratio methods store both."""
+        output = self.backbone(self.path.noised(actions, noise, t), t, cond)
+        return masked_mean((output.float() - self.path.target(actions, noise)) ** 2, mask)
+
+    def sample(
+        self,
+        cond: Tensor,
+        noise: Tensor | None = None,
+        steps: int | None = None,
+        guides: Sequence[Guide] = (),
+        trace: bool = False,
+        generator: Generator | None = None,
+    ) -> SampleResult:
+        """Integrate dx/dt = v from t = 1 to 0; a deterministic function of ``noise``."""
+        steps = steps or self.steps
+        x = noise
+        if x is None:
+            x = torch.randn((len(cond), *self.noise_shape), device=cond.device, generator=generator)
+        times = torch.linspace(1, 0, steps + 1, device=cond.device)
+        chain = [x]
+        for now, then in zip(times[:-1], times[1:], strict=True):
+            velocity = self._velocity(x, now, cond, guides)
+            if self.solver == "midpoint":
+                half = (now + then) / 2
+                velocity = self._velocity(x + (half - now) * velocity, half, cond, guides)
+            x = x + (then - now) * velocity
+            if trace:
+                chain.append(x)
+        calls = steps * (2 if self.solver == "midpoint" else 1)
+        return SampleResult(x, calls, chain if trace else [])
+
+    def _velocity(self, x: Tensor, now: Tensor, cond: Tensor, guides: Sequence[Guide]) -> Tensor:
+        t = now.expand(len(x))
+        velocity = self.backbone(x, t, cond)
+        if not guides:
+            return velocity
+        sample = x - now * velocity
+        for guide in guides:
+            sample = guide(sample, x, t)
+        return (x - sample) / now.clamp_min(1e-4)
