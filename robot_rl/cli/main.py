@@ -1,0 +1,123 @@
+"""The command ``robot-rl``: finds the verb among the entry points and loads nothing else."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from pathlib import Path
+from typing import Any
+
+from robot_rl.core.errors import RobotRLError, UnknownNameError
+
+_ORDER = ("demo", "data", "collect", "train", "eval", "finetune", "deploy", "list", "doctor")
+_HEADER = "From demonstrations to a safe robot that improves itself."
+_FOOTER = """\
+First steps
+  robot-rl doctor                       is everything here that is needed?
+  robot-rl demo                         the whole road in ten minutes, ends with a report
+  robot-rl <command> --help             every setting of one command, with its default
+
+Every command takes --debug, which shows the traceback of an error (so does ROBOT_RL_DEBUG=1)."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit status: 0 done, 1 a check failed, 2 a user's error, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments or os.environ.get("ROBOT_RL_DEBUG", "") not in ("", "0")
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        sys.stdout.write(overview() + "\n")
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        sys.stdout.write(f"robot-rl {_version()}\n")
+        return 0
+    try:
+        return _run_verb(arguments[0], arguments[1:])
+    except RobotRLError as error:
+        if debug:
+            raise
+        _complain(str(error))
+        return 2
+
+
+def overview() -> str:
+    """Return the help text: one line per verb, read from the modules' docstrings without importing them."""
+    entries = _commands()
+    ordered = [*(n for n in _ORDER if n in entries), *(n for n in sorted(entries) if n not in _ORDER)]
+    width = max(map(len, ordered), default=0)
+    lines = [f"  {name:<{width}}  {_summary(entries[name])}" for name in ordered]
+    return "\n".join([_HEADER, "", "usage: robot-rl <command> [options]", "", "Commands", *lines, "", _FOOTER])
+
+
+def _run_verb(verb: str, arguments: list[str]) -> int:
+    entries = _commands()
+    if verb not in entries:
+        raise UnknownNameError("command", verb, entries)
+    module = entries[verb].load()
+
+    import tyro  # after the verb is known, so that the overview does not wait for it
+
+    config = tyro.cli(
+        module.Config,
+        prog=f"robot-rl {verb}",
+        description=(module.__doc__ or "").strip(),
+        args=arguments,
+    )
+    try:
+        return int(module.run(config) or 0)
+    except KeyboardInterrupt:
+        _complain(f"Interrupted. {_how_to_resume(module, config, verb, arguments)}", colour="33")
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (`robot-rl list | head`); keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _how_to_resume(module: Any, config: Any, verb: str, arguments: list[str]) -> str:
+    """A verb may say it itself with ``resume_hint(config) -> str``; a ``resume`` field says that it can."""
+    if hasattr(module, "resume_hint"):
+        return str(module.resume_hint(config))
+    command = shlex.join(["robot-rl", verb, *arguments])
+    if hasattr(config, "resume"):
+        return f"Continue with: {command}{'' if '--resume' in arguments else ' --resume'}"
+    return f"Start again with: {command}"
+
+
+def _commands() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group="robot_rl.commands")}
+
+
+def _summary(entry: EntryPoint) -> str:
+    """First line of the module's docstring, from its source file."""
+    try:
+        spec = importlib.util.find_spec(entry.module)
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or spec.origin is None:
+        return f"(missing: {entry.module})"
+    docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n")[0].rstrip(".")
+
+
+def _complain(text: str, colour: str = "31") -> None:
+    line = " ".join(text.split())
+    coloured = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    sys.stderr.write(f"\x1b[{colour}m{line}\x1b[0m\n" if coloured else f"{line}\n")
+
+
+def _version() -> str:
+    try:
+        return version("robot-rl")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
