@@ -1,0 +1,142 @@
+"""The ROS 2 environment of a process: discovery, domain, package paths, shared memory; and what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from robot_rl.core.errors import ConfigError, MissingDependencyError, RobotRLError
+from robot_rl.core.paths import data_file
+
+if TYPE_CHECKING:
+    from rclpy.context import Context
+
+PACKAGES = (
+    "rclpy",
+    "builtin_interfaces",
+    "diagnostic_msgs",
+    "sensor_msgs",
+    "std_msgs",
+    "trajectory_msgs",
+)
+"""Python packages of ROS 2 that the adapter imports."""
+MAX_DOMAIN = 101
+"""Largest domain id whose ports stay below Linux' ephemeral range."""
+_PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+_SHARED_MEMORY = Path("/dev/shm")
+_SHARED_MEMORY_NEEDED = 48 * 2**20
+
+
+def require_ros(purpose: str = "The ROS 2 transport") -> None:
+    """Raise `MissingDependencyError` naming the first ROS 2 package that is not installed."""
+    for package in PACKAGES:
+        if find_spec(package) is None:
+            raise MissingDependencyError(package, "ros", purpose)
+
+
+def available() -> bool:
+    """Return whether every ROS 2 package that the adapter needs is installed (imports none of them)."""
+    return all(find_spec(package) is not None for package in PACKAGES)
+
+
+def prepare_environment(domain_id: int | None = None) -> None:
+    """Set what ROS 2 reads from this process's environment; child processes inherit it.
+
+    What the user has set stays, except the domain where ``domain_id`` is given.
+
+    * ``ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST``: a robot is not commanded from the next desk by accident. This is a
+      discovery filter and no fence: use a firewall or SROS 2 where others share the network.
+    * ``AMENT_PREFIX_PATH``: pip's wheels do not set it, and package look-ups fail without.
+    * Fast DDS profile ``launch/fastdds.xml``: shared memory large enough for images.
+
+    Raises:
+        ConfigError: ``domain_id`` is not in 0 … 101.
+    """
+    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    if domain_id is not None:
+        if not 0 <= domain_id <= MAX_DOMAIN:
+            raise ConfigError(f"ROS domain id {domain_id} is not in 0 … {MAX_DOMAIN}")
+        os.environ["ROS_DOMAIN_ID"] = str(domain_id)
+    prefixes = [part for part in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if part]
+    if sys.prefix not in prefixes and Path(sys.prefix, "share", "ament_index").is_dir():
+        os.environ["AMENT_PREFIX_PATH"] = os.pathsep.join([sys.prefix, *prefixes])
+    if not any(variable in os.environ for variable in _PROFILE_VARIABLES):
+        profile = str(data_file("launch", "fastdds.xml"))
+        os.environ.update(dict.fromkeys(_PROFILE_VARIABLES, profile))
+
+
+def open_context(domain_id: int | None = None, arguments: list[str] | None = None) -> Context:
+    """Prepare the environment, and return an initialised rclpy context of this process's own.
+
+    rclpy's signal handlers stay off: with them the context is already invalid when a node wants to send its last
+    command. Whoever opens the context handles SIGINT and SIGTERM and calls ``try_shutdown``.
+
+    Args:
+        domain_id: DDS domain, or None for ``ROS_DOMAIN_ID`` and its default 0.
+        arguments: command line, of which the part after ``--ros-args`` is used (remappings, parameters).
+
+    Raises:
+        MissingDependencyError: rclpy or a message package is not installed.
+        RobotRLError: ROS 2 refused the arguments.
+    """
+    require_ros()
+    prepare_environment(domain_id)
+    import rclpy
+    from rclpy.context import Context
+    from rclpy.signals import SignalHandlerOptions
+
+    context = Context()
+    try:
+        rclpy.init(args=arguments or [], context=context, signal_handler_options=SignalHandlerOptions.NO)
+    except Exception as error:  # rclpy raises bare RCLError subclasses of its C extension
+        raise RobotRLError(f"ROS 2 did not start: {' '.join(str(error).split())}") from error
+    return context
+
+
+def check() -> list[str]:
+    """Return one line per problem that would keep ROS 2 deployment from working; empty when all is well.
+
+    Reads the environment and changes nothing; imports rclpy only to see whether its libraries load.
+    """
+    missing = [package for package in PACKAGES if find_spec(package) is None]
+    if missing:
+        return [f"ROS 2 packages are missing: {', '.join(missing)}; pip install 'robot-rl[ros]' or source your ROS 2."]
+    problems = []
+    try:
+        import rclpy  # noqa: F401
+    except ImportError as error:
+        problems.append(f"rclpy does not load ({error}); start Python from the environment that it is installed in.")
+    problems += _profile_problems() + _shared_memory_problems()
+    discovery = os.environ.get("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    if discovery == "OFF":
+        problems.append("ROS_AUTOMATIC_DISCOVERY_RANGE=OFF: processes on this machine will not find each other.")
+    domain = os.environ.get("ROS_DOMAIN_ID", "0")
+    if not domain.isdigit() or int(domain) > MAX_DOMAIN:
+        problems.append(f"ROS_DOMAIN_ID={domain} is not in 0 … {MAX_DOMAIN}.")
+    return problems
+
+
+def _profile_problems() -> list[str]:
+    problems = []
+    for variable in _PROFILE_VARIABLES:
+        path = os.environ.get(variable)
+        if path and not Path(path).is_file():
+            problems.append(f"{variable} names '{path}', which does not exist.")
+    middleware = os.environ.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp")
+    if "fastrtps" not in middleware:
+        problems.append(f"RMW_IMPLEMENTATION={middleware}: the shared-memory profile for images is for Fast DDS only.")
+    return problems
+
+
+def _shared_memory_problems() -> list[str]:
+    if not _SHARED_MEMORY.is_dir():
+        return []
+    free = shutil.disk_usage(_SHARED_MEMORY).free
+    if free >= _SHARED_MEMORY_NEEDED:
+        return []
+    remedy = "'fastdds shm clean' removes what killed processes left; in a container give it --shm-size=1g"
+    return [f"{_SHARED_MEMORY} has {free // 2**20} MiB free, {_SHARED_MEMORY_NEEDED // 2**20} needed: {remedy}."]

@@ -1,0 +1,305 @@
+"""Our types as standard ROS 2 messages and back: pure functions that need no node and no running graph.
+
+=================== ====================================  ====================================================
+ours                message                               where things go
+=================== ====================================  ====================================================
+observation vectors ``sensor_msgs/JointState``            ``name`` = ``key/element``, ``position`` = value
+observation image   ``sensor_msgs/Image`` (rgb8)          one message per key, stamp of the exposure
+`ActionChunk`       ``trajectory_msgs/JointTrajectory``   ``points[j].positions`` = action j
+`OperatorInput`     ``sensor_msgs/Joy``                   ``axes`` = motion, ``buttons`` = enabled, then events
+e-stop              ``std_msgs/Bool``                     true = pressed; latched by its topic
+`ExecutorStatus`    ``diagnostic_msgs/DiagnosticArray``   one status, its fields as key and value
+`Spec`              ``std_msgs/String``                   JSON; latched by its topic
+=================== ====================================  ====================================================
+
+**Time.** Our stamps are seconds of the machine's monotonic clock. They travel in ``header.stamp`` as seconds and
+nanoseconds of that same clock: exact to 1 ns and comparable between processes of one host, and not a date. Between
+hosts the clocks differ, so there a receiver may judge age only by its own receive time (`hardware.ros.link` keeps it).
+
+**Sequence numbers.** ROS 2 headers have none, so ``header.frame_id`` is ``frame#seq``, for example ``world#1042``.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from robot_rl.core.errors import DataError, SpecMismatchError
+from robot_rl.core.policy import ActionChunk
+from robot_rl.core.robot import StampedObservation
+from robot_rl.core.spec import ArraySpec, Spec
+from robot_rl.core.teleop import OperatorEvent, OperatorInput
+
+if TYPE_CHECKING:
+    from builtin_interfaces.msg import Time
+    from sensor_msgs.msg import Image, JointState, Joy
+    from std_msgs.msg import Bool, Header, String
+    from trajectory_msgs.msg import JointTrajectory
+
+_STAMP_PREFIX = "stamp:"
+_POLICY_PREFIX = "policy/"
+_EVENTS = tuple(OperatorEvent)
+_SAME_TIME = 1e-6
+"""Two stamps nearer than this (s) are one measurement; float64 seconds lose the nanosecond after months of uptime."""
+
+
+def to_time(stamp: float) -> Time:
+    """Return the monotonic ``stamp`` in seconds as a ROS time of the same clock, rounded to 1 ns."""
+    from builtin_interfaces.msg import Time
+
+    seconds, nanoseconds = divmod(round(stamp * 1e9), 1_000_000_000)
+    return Time(sec=seconds, nanosec=nanoseconds)
+
+
+def from_time(time: Time) -> float:
+    """Return a ROS time as seconds; the inverse of `to_time`."""
+    return time.sec + time.nanosec * 1e-9
+
+
+def to_header(stamp: float, seq: int, frame: str = "") -> Header:
+    """Return a header with the time ``stamp`` (s) and the frame ``frame#seq``."""
+    from std_msgs.msg import Header
+
+    return Header(stamp=to_time(stamp), frame_id=f"{frame}#{seq}")
+
+
+def from_header(header: Header) -> tuple[float, int]:
+    """Return (stamp in seconds, sequence number) of a header written by `to_header`.
+
+    Raises:
+        DataError: the frame does not end in ``#`` and a number, so the message is not ours.
+    """
+    _, mark, text = header.frame_id.rpartition("#")
+    if not mark or not text.lstrip("-").isdigit():
+        raise DataError(f"message with the frame '{header.frame_id}' carries no sequence number ('frame#seq' expected)")
+    return from_time(header.stamp), int(text)
+
+
+def element_names(key: str, spec: ArraySpec) -> list[str]:
+    """Return one name per element of an array: ``key/name`` where the spec names them, else ``key/index``."""
+    if spec.names and len(spec.names) == spec.size:
+        return [f"{key}/{name}" for name in spec.names]
+    return [f"{key}/{index}" for index in range(spec.size)]
+
+
+class VectorLayout:
+    """Packs every observation of a spec that is not an image into one ``JointState``, and unpacks it.
+
+    One message keeps the vectors of one control step together. Values travel as float64, which is exact for float32
+    and for integers up to 2^53; unpacking restores each key's shape and dtype. The measurement times of single keys,
+    images among them, follow as elements named ``stamp:key``.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        self.keys = [key for key, array_spec in spec.observation.items() if not array_spec.is_image]
+        self._specs = [spec.observation[key] for key in self.keys]
+        self.names = [name for key, one in zip(self.keys, self._specs, strict=True) for name in element_names(key, one)]
+        self._ends = np.cumsum([one.size for one in self._specs]).tolist()
+        frames = {one.frame for one in self._specs if one.frame}
+        self._frame = frames.pop() if len(frames) == 1 else ""
+
+    def pack(self, observation: StampedObservation) -> JointState:
+        """Return the message for ``observation``; `DataError` where a key is missing or of another size."""
+        from sensor_msgs.msg import JointState
+
+        values: list[float] = []
+        for key, spec in zip(self.keys, self._specs, strict=True):
+            if key not in observation.values:
+                raise DataError(f"observation '{key}' is missing; there is: {', '.join(sorted(observation.values))}")
+            value = np.asarray(observation.values[key], np.float64).ravel()
+            if len(value) != spec.size:
+                raise DataError(f"observation '{key}' has {len(value)} elements, expected {spec.size}")
+            values += value.tolist()
+        names = self.names
+        if observation.stamps:
+            names = names + [_STAMP_PREFIX + key for key in observation.stamps]
+            values += observation.stamps.values()
+        header = to_header(observation.stamp, observation.seq, self._frame)
+        return JointState(header=header, name=names, position=array.array("d", values))
+
+    def unpack(self, message: JointState) -> StampedObservation:
+        """Return the observation of a message that `pack` wrote; images are added by `Assembler`.
+
+        Raises:
+            SpecMismatchError: the elements are not those of this spec; the message lists which.
+        """
+        count = len(self.names)
+        if message.name[:count] != self.names or len(message.name) != len(message.position):
+            raise SpecMismatchError("The received observation", "this spec", self._differences(message.name))
+        stamp, seq = from_header(message.header)
+        flat = np.frombuffer(message.position, np.float64)
+        values, start = {}, 0
+        for key, spec, end in zip(self.keys, self._specs, self._ends, strict=True):
+            values[key] = flat[start:end].astype(spec.dtype).reshape(spec.shape)
+            start = end
+        stamps = {
+            name[len(_STAMP_PREFIX) :]: float(x) for name, x in zip(message.name[count:], flat[count:], strict=True)
+        }
+        return StampedObservation(values, seq, stamp, stamps)
+
+    def _differences(self, names: Iterable[str]) -> list[str]:
+        received = [name for name in names if not name.startswith(_STAMP_PREFIX)]
+        missing = [name for name in self.names if name not in received]
+        unknown = [name for name in received if name not in self.names]
+        found = [f"'{name}' is missing" for name in missing[:5]] + [f"'{name}' is not expected" for name in unknown[:5]]
+        return found or ["the order of the elements differs"]
+
+
+class Assembler:
+    """Joins the vectors of a control step with the images that it names by their time.
+
+    Images travel on topics of their own and may arrive after the vectors. An observation is complete once every image
+    that its ``stamp:`` elements announce is there; a newer observation that is complete replaces one that waits.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        self.layout = VectorLayout(spec)
+        self._specs = {key: one for key, one in spec.observation.items() if one.is_image}
+        self._images: dict[str, tuple[int, np.ndarray]] = {}
+        self._waiting: StampedObservation | None = None
+
+    def add_vectors(self, message: JointState) -> StampedObservation | None:
+        """Take the vectors of a step; return the observation if it is complete, else None."""
+        self._waiting = self.layout.unpack(message)
+        return self._complete()
+
+    def add_image(self, key: str, message: Image) -> StampedObservation | None:
+        """Take one image; return the observation that it completes, if any."""
+        image = from_image(message)
+        self._specs[key].validate(image, f"image '{key}'")
+        self._images[key] = (from_time(message.header.stamp), image)
+        return self._complete()
+
+    def _complete(self) -> StampedObservation | None:
+        waiting = self._waiting
+        if waiting is None:
+            return None
+        for key in self._specs:
+            announced = waiting.stamps.get(key, waiting.stamp)
+            if key not in self._images or self._images[key][0] < announced - _SAME_TIME:
+                return None
+        for key in self._specs:
+            waiting.stamps[key], waiting.values[key] = self._images[key]
+        self._waiting = None
+        return waiting
+
+
+def to_image(image: np.ndarray, stamp: float, seq: int, frame: str = "") -> Image:
+    """Return an RGB image (height, width, 3) uint8 as an ``rgb8`` message."""
+    from sensor_msgs.msg import Image
+
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise DataError(f"image of shape {image.shape} and type {image.dtype}, expected (height, width, 3) uint8")
+    height, width, channels = image.shape
+    # Assigning an ndarray would be converted element by element (72 ms for 640x480); a byte array is one copy.
+    data = array.array("B")
+    data.frombytes(np.ascontiguousarray(image).data.cast("B"))
+    header = to_header(stamp, seq, frame)
+    return Image(header=header, height=height, width=width, encoding="rgb8", step=width * channels, data=data)
+
+
+def from_image(message: Image) -> np.ndarray:
+    """Return an ``rgb8`` message as an array (height, width, 3) uint8 that shares its memory."""
+    if message.encoding != "rgb8":
+        raise DataError(f"image of encoding '{message.encoding}', expected 'rgb8'")
+    if message.step != 3 * message.width or len(message.data) != message.height * message.step:
+        raise DataError(f"image of {len(message.data)} bytes, expected {message.height} rows of {3 * message.width}")
+    return np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, 3)
+
+
+def to_trajectory(chunk: ActionChunk, names: list[str], rate_hz: float) -> JointTrajectory:
+    """Return a chunk (H, A) as a trajectory of H points.
+
+    The header carries the stamp and the sequence number of the observation that it was planned from. Where the chunk
+    has ``policy_actions``, the joints ``policy/<name>`` follow the A action names and hold them.
+
+    Args:
+        chunk: what the policy planned.
+        names: (A,) names of the action's elements.
+        rate_hz: control steps per second, for ``time_from_start``.
+    """
+    from builtin_interfaces.msg import Duration
+    from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+    rows = np.asarray(chunk.actions, np.float64)
+    if rows.ndim != 2 or rows.shape[1] != len(names):
+        raise DataError(f"chunk of shape {rows.shape}, expected (H, {len(names)})")
+    joints = list(names)
+    if chunk.policy_actions is not None:
+        rows = np.concatenate([rows, np.asarray(chunk.policy_actions, np.float64)], axis=1)
+        joints += [_POLICY_PREFIX + name for name in names]
+    step = round(1e9 / rate_hz) if rate_hz else 0
+    points = []
+    for j, row in enumerate(rows):
+        seconds, nanoseconds = divmod(j * step, 1_000_000_000)
+        offset = Duration(sec=seconds, nanosec=nanoseconds)
+        points.append(JointTrajectoryPoint(positions=array.array("d", row.tobytes()), time_from_start=offset))
+    header = to_header(chunk.observation_stamp, chunk.observation_seq)
+    return JointTrajectory(header=header, joint_names=joints, points=points)
+
+
+def from_trajectory(message: JointTrajectory, names: list[str]) -> ActionChunk:
+    """Return the chunk of a trajectory, float32; the inverse of `to_trajectory`.
+
+    Raises:
+        SpecMismatchError: the joints are not ``names``, alone or followed by their ``policy/`` twins.
+    """
+    count = len(names)
+    twins = [_POLICY_PREFIX + name for name in names]
+    if message.joint_names[:count] != names or message.joint_names[count:] not in ([], twins):
+        found = f"joints {', '.join(message.joint_names) or 'none'} against {', '.join(names)}"
+        raise SpecMismatchError("The received chunk", "the robot's action", [found])
+    width = len(message.joint_names)
+    if not message.points or any(len(point.positions) != width for point in message.points):
+        raise DataError(f"chunk without points, or with a point that has not {width} positions")
+    rows = np.array([point.positions for point in message.points], np.float32)
+    stamp, seq = from_header(message.header)
+    return ActionChunk(rows[:, :count], seq, stamp, rows[:, count:] if width > count else None)
+
+
+def to_joy(reading: OperatorInput) -> Joy:
+    """Return an operator's reading as a joystick message."""
+    from sensor_msgs.msg import Joy
+
+    buttons = [int(reading.enabled)] + [int(event in reading.events) for event in _EVENTS]
+    axes = array.array("f", np.asarray(reading.motion, np.float32).tobytes())
+    return Joy(header=to_header(reading.stamp, reading.seq), axes=axes, buttons=array.array("i", buttons))
+
+
+def from_joy(message: Joy) -> OperatorInput:
+    """Return the operator's reading of a joystick message; the inverse of `to_joy`."""
+    if len(message.buttons) != 1 + len(_EVENTS):
+        raise DataError(f"operator message with {len(message.buttons)} buttons, expected {1 + len(_EVENTS)}")
+    stamp, seq = from_header(message.header)
+    events = tuple(event for event, pressed in zip(_EVENTS, message.buttons[1:], strict=True) if pressed)
+    motion = np.frombuffer(message.axes, np.float32).copy()
+    return OperatorInput(stamp, seq, bool(message.buttons[0]), motion, events)
+
+
+def to_bool(pressed: bool) -> Bool:
+    """Return the state of an e-stop as a message."""
+    from std_msgs.msg import Bool
+
+    return Bool(data=bool(pressed))
+
+
+def to_json_string(mapping: Mapping[str, Any]) -> String:
+    """Return a JSON-ready mapping (a spec, a policy's description) as a string message."""
+    from std_msgs.msg import String
+
+    return String(data=json.dumps(mapping))
+
+
+def from_json_string(message: String) -> dict[str, Any]:
+    """Return the mapping of a string message; `DataError` where it is not a JSON object."""
+    try:
+        mapping = json.loads(message.data)
+    except json.JSONDecodeError as error:
+        raise DataError(f"message that is not JSON: {error}") from error
+    if not isinstance(mapping, dict):
+        raise DataError(f"JSON message holds a {type(mapping).__name__}, expected an object")
+    return mapping
