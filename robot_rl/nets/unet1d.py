@@ -50,7 +50,9 @@ class UNet1D(nn.Module):
     ) -> None:
         super().__init__()
         if horizon % 2 ** (depth - 1):
-            raise ConfigError(f"a U-Net of {depth} levels needs a horizon divisible by {2 ** (depth - 1)}, not {horizon}")
+            raise ConfigError(
+                f"a U-Net of {depth} levels needs a horizon divisible by {2 ** (depth - 1)}, not {horizon}"
+            )
         widths: Sequence[int] = [action_size, *(width * 2**i for i in range(depth))]
         self.time = TimeEmbedding(128)
         cond = cond_size + 128

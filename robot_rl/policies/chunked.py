@@ -1,0 +1,146 @@
+"""The chunked generative policy: normaliser, observation history and a head over action chunks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robot_rl.core import registry
+from robot_rl.core.env import Observation
+from robot_rl.core.errors import CapabilityError, ConfigError
+from robot_rl.core.spec import Spec
+from robot_rl.data.frames import Frames
+from robot_rl.data.normalizer import Normalizer
+from robot_rl.heads.base import Head
+
+
+@dataclass(frozen=True)
+class ChunkedConfig:
+    """Architecture of a chunked policy; saved in its checkpoint."""
+
+    head: str = "flow"
+    """Generative head by name (`robot-rl list heads`)."""
+    backbone: str = "mlp"
+    """Network inside the head by name (`robot-rl list backbones`)."""
+    obs_steps: int = 2
+    """Newest observations that the policy sees."""
+    horizon: int = 16
+    """Actions per planned chunk."""
+    execute_steps: int = 8
+    """Actions of a chunk that are executed before the next plan."""
+    sample_steps: int = 10
+    """Integration or denoising steps per plan."""
+    width: int = 512
+    """Width of the network (of its first level, for the U-Net)."""
+    depth: int = 3
+    """Residual blocks (levels, for the U-Net)."""
+    normalization: str = "minmax"
+    """How observations and actions are normalised: minmax (to [-1, 1]) or meanstd."""
+    observation_noise: float = 0.0
+    """Standard deviation of noise on normalised observations while training; makes clones less brittle."""
+    mask_padding: bool = False
+    """Ignore the repeated last action beyond an episode's end, rather than learning to hold it."""
+    head_options: dict[str, Any] = field(default_factory=dict)
+    """Further options of the head by name, for example ``solver midpoint``."""
+
+
+class ChunkedPolicy(nn.Module):
+    """Clones demonstrations with a generative head; implements `robot_rl.core.policy.Policy`."""
+
+    kind = "chunked"
+    closed_loop = False
+    base = None
+
+    def __init__(self, spec: Spec, config: ChunkedConfig, normalizer: Normalizer | None = None) -> None:
+        super().__init__()
+        images = [key for key, array in spec.observation.items() if array.is_image]
+        if images:
+            raise CapabilityError(f"no image encoder is installed for observation '{images[0]}'; choose state keys")
+        if not 0 < config.execute_steps <= config.horizon:
+            raise ConfigError(f"execute_steps must be in 1..{config.horizon} (horizon), got {config.execute_steps}")
+        self.spec, self.config = spec, config
+        self.obs_steps, self.horizon, self.execute_steps = config.obs_steps, config.horizon, config.execute_steps
+        self.normalizer = normalizer or Normalizer(spec)
+        self.cond_size = config.obs_steps * sum(array.size for array in spec.observation.values())
+        size = spec.action.size
+        backbone = registry.load("backbones", config.backbone)(
+            config.horizon, size, self.cond_size, width=config.width, depth=config.depth
+        )
+        self.head: Head = registry.load("heads", config.head)(
+            backbone, config.horizon, size, steps=config.sample_steps, **config.head_options
+        )
+        low, high = spec.action.bounds()
+        self.register_buffer("action_low", torch.as_tensor(low, dtype=torch.float32), persistent=False)
+        self.register_buffer("action_high", torch.as_tensor(high, dtype=torch.float32), persistent=False)
+        self._generator = torch.Generator()
+
+    @classmethod
+    def fit(cls, frames: Frames, config: ChunkedConfig) -> ChunkedPolicy:
+        """Create an untrained policy for ``frames`` with its normaliser fitted to them."""
+        return cls(frames.spec, config, Normalizer.fit(frames, mode=config.normalization))
+
+    @classmethod
+    def from_parts(cls, config: dict[str, Any], spec: Spec, base: None = None) -> ChunkedPolicy:
+        """Create the policy that a checkpoint describes; its weights are loaded afterwards."""
+        return cls(spec, ChunkedConfig(**config))
+
+    def config_dict(self) -> dict[str, Any]:
+        """Return the configuration as JSON-ready values; the inverse is `from_parts`."""
+        return asdict(self.config)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.action_low.device
+
+    def encode(self, history: dict[str, Tensor]) -> Tensor:
+        """Return the condition (B, C): the normalised history (each (B, T, …), raw units), concatenated."""
+        parts = [self.normalizer.normalize(key, history[key].float()).flatten(1) for key in self.spec.observation]
+        return torch.cat(parts, dim=-1)
+
+    def loss(self, batch: dict[str, Any], generator: torch.Generator | None = None) -> Tensor:
+        """Return the training loss per sample (B,) of a window batch (see `robot_rl.data.windows.WindowSampler`)."""
+        cond = self.encode(batch["observation"])
+        if self.config.observation_noise:
+            cond = cond + self.config.observation_noise * torch.randn(
+                cond.shape, device=cond.device, generator=generator
+            )
+        actions = self.normalize_action(batch["action"])
+        return self.head.loss(actions, cond, batch["mask"] if self.config.mask_padding else None, generator)
+
+    def sample(self, cond: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Return normalised chunks (B, H, A) for conditions (B, C); deterministic given ``noise`` (B, H, A)."""
+        return self.head.sample(cond, noise).actions
+
+    def normalize_action(self, actions: Tensor) -> Tensor:
+        """Map actions (…, A) from their units to about [-1, 1]."""
+        return self.normalizer.normalize("action", actions)
+
+    def unnormalize_action(self, actions: Tensor) -> Tensor:
+        """Map normalised actions (…, A) to their units, inside the spec's bounds."""
+        return self.normalizer.unnormalize("action", actions).clamp(self.action_low, self.action_high)
+
+    def seed(self, seed: int) -> None:
+        """Restart the stream of start noises; one stream serves all lanes in their order."""
+        self._generator.manual_seed(seed)
+
+    def draw_noise(self, batch: int) -> Tensor:
+        """Return the next start noises (B, H, A) of the policy's own stream."""
+        return torch.randn((batch, *self.head.noise_shape), generator=self._generator).to(self.device)
+
+    @torch.inference_mode()
+    def plan(self, history: Observation, noise: Tensor | None = None) -> np.ndarray:
+        """Return chunks (B, H, A) in the action's units for a history of arrays (B, T, …)."""
+        tensors = {key: torch.from_numpy(np.asarray(history[key])).to(self.device) for key in self.spec.observation}
+        cond = self.encode(tensors)
+        if noise is None:
+            noise = self.draw_noise(len(cond))
+        return self.unnormalize_action(self.sample(cond, noise)).cpu().numpy()
+
+    def refine(self, history: Observation, actions: np.ndarray) -> np.ndarray:
+        """Return ``actions`` unchanged: this policy is open loop within a chunk."""
+        return actions
