@@ -56,8 +56,8 @@ class DiffusionHead(Head):
             "clip_sample": True,
             "clip_sample_range": clip,
         }
-        self._trainer = DDPMScheduler(**common)
-        self._sampler = DDIMScheduler(**common, set_alpha_to_one=True)
+        self._trainer: Any = DDPMScheduler(**common)
+        self._sampler: Any = DDIMScheduler(**common, set_alpha_to_one=True)
 
     def loss(
         self, actions: Tensor, cond: Tensor, mask: Tensor | None = None, generator: Generator | None = None
@@ -93,7 +93,7 @@ class DiffusionHead(Head):
                     sample = guide(sample, x, t)
                 output = self.path.epsilon_for(sample, x, t)
             x = self._sampler.step(
-                output, int(level), x, eta=self.eta, generator=generator, use_clipped_model_output=True
+                output, int(level), x, eta=self.eta, use_clipped_model_output=True, generator=generator
             ).prev_sample
             if trace:
                 chain.append(x)

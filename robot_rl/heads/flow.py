@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -61,7 +62,7 @@ class FlowHead(Head):
         return self.loss_at(actions, cond, noise, t, mask)
 
     def loss_at(self, actions: Tensor, cond: Tensor, noise: Tensor, t: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return the loss per sample (B,) for given noise (B, H, A) and times (B,); likelihood-ratio methods store both."""
+        """Return the loss per sample (B,) for given noise (B, H, A) and times (B,)."""
         output = self.backbone(self.path.noised(actions, noise, t), t, cond)
         return masked_mean((output.float() - self.path.target(actions, noise)) ** 2, mask)
 
@@ -81,7 +82,7 @@ class FlowHead(Head):
             x = torch.randn((len(cond), *self.noise_shape), device=cond.device, generator=generator)
         times = torch.linspace(1, 0, steps + 1, device=cond.device)
         chain = [x]
-        for now, then in zip(times[:-1], times[1:], strict=True):
+        for now, then in itertools.pairwise(times):
             velocity = self._velocity(x, now, cond, guides)
             if self.solver == "midpoint":
                 half = (now + then) / 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -60,7 +61,7 @@ class UNet1D(nn.Module):
         def block(n_in: int, n_out: int) -> _ResidualBlock:
             return _ResidualBlock(n_in, n_out, cond, kernel, groups)
 
-        levels = list(zip(widths[:-1], widths[1:], strict=True))
+        levels = list(itertools.pairwise(widths))
         self.down = nn.ModuleList(
             nn.ModuleList([block(a, b), block(b, b), nn.Conv1d(b, b, 3, 2, 1) if i < depth - 1 else nn.Identity()])
             for i, (a, b) in enumerate(levels)
