@@ -22,12 +22,14 @@ hosts the clocks differ, so there a receiver may judge age only by its own recei
 from __future__ import annotations
 
 import array
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hardware.transport import ExecutorStatus
 from robot_rl.core.errors import DataError, SpecMismatchError
 from robot_rl.core.policy import ActionChunk
 from robot_rl.core.robot import StampedObservation
@@ -36,10 +38,14 @@ from robot_rl.core.teleop import OperatorEvent, OperatorInput
 
 if TYPE_CHECKING:
     from builtin_interfaces.msg import Time
+    from diagnostic_msgs.msg import DiagnosticArray
     from sensor_msgs.msg import Image, JointState, Joy
     from std_msgs.msg import Bool, Header, String
     from trajectory_msgs.msg import JointTrajectory
 
+STATUS_NAME = "robot_rl executor"
+"""Name of the executor's diagnostic."""
+_LEVELS = {"auto": b"\x00", "human": b"\x00", "idle": b"\x01", "hold": b"\x01", "stopped": b"\x02"}
 _STAMP_PREFIX = "stamp:"
 _POLICY_PREFIX = "policy/"
 _EVENTS = tuple(OperatorEvent)
@@ -285,6 +291,31 @@ def to_bool(pressed: bool) -> Bool:
     from std_msgs.msg import Bool
 
     return Bool(data=bool(pressed))
+
+
+def to_diagnostics(status: ExecutorStatus) -> DiagnosticArray:
+    """Return the executor's status as one diagnostic: OK in auto and human, WARN in idle and hold, ERROR if stopped.
+
+    Every field is one entry, its value as JSON, so that any diagnostics viewer shows them.
+    """
+    from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+
+    fields = dataclasses.asdict(status)
+    level = _LEVELS.get(status.mode, b"\x02")
+    message = f"{status.mode}: {status.reason}" if status.reason else status.mode
+    values = [KeyValue(key=key, value=json.dumps(value)) for key, value in fields.items()]
+    entry = DiagnosticStatus(level=level, name=STATUS_NAME, message=message, values=values)
+    return DiagnosticArray(header=to_header(status.stamp, status.seq), status=[entry])
+
+
+def from_diagnostics(message: DiagnosticArray) -> ExecutorStatus:
+    """Return the executor's status of a message that `to_diagnostics` wrote."""
+    for entry in message.status:
+        if entry.name == STATUS_NAME:
+            fields = {pair.key: json.loads(pair.value) for pair in entry.values}
+            known = {field.name for field in dataclasses.fields(ExecutorStatus)}
+            return ExecutorStatus(**{key: value for key, value in fields.items() if key in known})
+    raise DataError(f"diagnostics without an entry '{STATUS_NAME}'")
 
 
 def to_json_string(mapping: Mapping[str, Any]) -> String:

@@ -1,0 +1,399 @@
+"""The links of `hardware.transport` over ROS 2 topics, and the I/O thread behind them.
+
+=================== =========== ====================================================================
+topic               from → to   quality of service
+=================== =========== ====================================================================
+observation         executor →  reliable, last 8: a policy reads every step in order
+observation/<image> executor →  best effort, newest only: a lost image is replaced by the next one
+chunk               policy →    reliable, last 8
+operator            teleop →    reliable, last 64: a key press must not be lost
+estop               teleop →    reliable, latched: a late joiner learns of a pressed e-stop at once
+status              executor →  reliable, last 16
+robot_spec          executor →  reliable, latched: what the robot measures and takes
+=================== =========== ====================================================================
+
+Names are relative, so that a namespace or a remapping moves them. Keep-last writers never wait for a reader: when one
+hangs, its oldest messages are replaced. Callbacks only convert and queue; whoever owns the link polls.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from hardware.ros import convert
+from hardware.ros.context import open_context
+from hardware.transport import ExecutorStatus
+from robot_rl.core.errors import HardwareError, RobotRLError
+from robot_rl.core.policy import ActionChunk
+from robot_rl.core.robot import StampedObservation
+from robot_rl.core.spec import Spec
+from robot_rl.core.teleop import OperatorInput
+
+if TYPE_CHECKING:
+    from rclpy.qos import QoSProfile
+
+logger = logging.getLogger(__name__)
+
+OBSERVATION, CHUNK, OPERATOR = "observation", "chunk", "operator"
+ESTOP, STATUS, ROBOT_SPEC = "estop", "status", "robot_spec"
+_JOIN_SECONDS = 2.0
+
+
+def image_topic(key: str) -> str:
+    """Return the topic of an image observation: ``images.front`` becomes ``observation/images/front``."""
+    return f"{OBSERVATION}/" + re.sub(r"[^A-Za-z0-9_/]", "_", key.replace(".", "/"))
+
+
+def quality(depth: int, *, reliable: bool = True, latched: bool = False) -> QoSProfile:
+    """Return keep-last quality of service of ``depth`` messages; ``latched`` repeats them to late joiners."""
+    from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=depth,
+        reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
+    )
+
+
+class Endpoint:
+    """One ROS 2 context, one node and one I/O thread that runs its callbacks.
+
+    The thread spins a single-threaded executor: the events executor deadlocks and the multi-threaded one costs more
+    for no less jitter. A message that cannot be used is counted in `rejected`, logged once per cause, and dropped.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        namespace: str = "robot_rl",
+        domain_id: int | None = None,
+        arguments: list[str] | None = None,
+    ) -> None:
+        """Open the context and the node; the thread starts with `start` or with the first link.
+
+        Args:
+            name: node name; ``__node`` in ``arguments`` overrides it.
+            namespace: prefix of all topics; ``__ns`` in ``arguments`` overrides it.
+            domain_id: DDS domain, or None for ``ROS_DOMAIN_ID``.
+            arguments: command line with ``--ros-args …``.
+        """
+        self._context = open_context(domain_id, arguments)
+        from rclpy.executors import SingleThreadedExecutor
+        from rclpy.node import Node
+
+        self.node = Node(name, namespace=namespace, context=self._context)
+        self.rejected = 0
+        """Messages that were dropped because they could not be used."""
+        self._complaints: set[str] = set()
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self.node)
+        self._thread = threading.Thread(target=self._spin, name=f"ros-{name}", daemon=True)
+        self._closed = False
+
+    def start(self) -> None:
+        """Start the I/O thread; does nothing if it runs."""
+        if not self._thread.is_alive() and not self._closed:
+            self._thread.start()
+
+    def publisher(self, message_type: type, topic: str, profile: QoSProfile) -> Callable[[Any], None]:
+        """Return a function that publishes ``message_type``; once the endpoint is closed it does nothing."""
+        publisher = self.node.create_publisher(message_type, topic, profile)
+
+        def publish(message: Any) -> None:
+            if not self._closed:
+                publisher.publish(message)
+
+        return publish
+
+    def subscribe(self, message_type: type, topic: str, callback: Callable[[Any], None], profile: QoSProfile) -> None:
+        """Call ``callback`` with every message, in the I/O thread."""
+
+        def guarded(message: Any) -> None:
+            try:
+                callback(message)
+            except RobotRLError as error:
+                self.rejected += 1
+                if str(error) not in self._complaints:
+                    self._complaints.add(str(error))
+                    logger.warning("message on '%s' dropped: %s", topic, error)
+
+        self.node.create_subscription(message_type, topic, guarded, profile)
+
+    def close(self) -> None:
+        """Stop the I/O thread and leave the graph; safe to call twice.
+
+        The thread ends before the context goes: a thread that still spins at interpreter exit aborts the process.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._executor.shutdown(timeout_sec=_JOIN_SECONDS)
+        if self._thread.is_alive():
+            self._thread.join(_JOIN_SECONDS)
+            if self._thread.is_alive():
+                logger.error("the ROS 2 I/O thread did not end within %.0f s", _JOIN_SECONDS)
+        self.node.destroy_node()
+        self._context.try_shutdown()
+
+    def _spin(self) -> None:
+        try:
+            self._executor.spin()
+        except Exception:
+            # Ages grow from here on, and the watchdogs of whoever polls the link turn them into a stop.
+            if not self._closed:
+                logger.exception("the ROS 2 I/O thread ended")
+
+
+class RosExecutorLink:
+    """`ExecutorLink` over ROS 2: publishes what the robot measures, and queues what comes in."""
+
+    def __init__(self, spec: Spec, endpoint: Endpoint | None = None) -> None:
+        """Open the topics and announce ``spec``, the robot's.
+
+        Args:
+            spec: what the robot measures and takes.
+            endpoint: node to use, or None for one named ``executor``; `close` closes it in both cases.
+        """
+        self.endpoint = endpoint or Endpoint("executor")
+        from diagnostic_msgs.msg import DiagnosticArray
+        from sensor_msgs.msg import Image, JointState, Joy
+        from std_msgs.msg import Bool, String
+        from trajectory_msgs.msg import JointTrajectory
+
+        self._spec = spec
+        self._layout = convert.VectorLayout(spec)
+        self._action_names = convert.element_names("action", spec.action)
+        self._images = {key: one.frame for key, one in spec.observation.items() if one.is_image}
+        self._image_stamps: dict[str, float] = {}
+        self._chunks: deque[ActionChunk] = deque(maxlen=8)
+        self._operator: deque[OperatorInput] = deque(maxlen=64)
+        self._estop = False
+        self.chunk_received = 0.0
+        """Monotonic time (s) when the last chunk arrived, by this process's own clock; 0 before the first."""
+
+        endpoint = self.endpoint
+        self._publish_vectors = endpoint.publisher(JointState, OBSERVATION, quality(8))
+        self._publish_images = {
+            key: endpoint.publisher(Image, image_topic(key), quality(1, reliable=False)) for key in self._images
+        }
+        self._publish_status = endpoint.publisher(DiagnosticArray, STATUS, quality(16))
+        self._publish_spec = endpoint.publisher(String, ROBOT_SPEC, quality(1, latched=True))
+        endpoint.subscribe(JointTrajectory, CHUNK, self._on_chunk, quality(8))
+        endpoint.subscribe(Joy, OPERATOR, self._on_operator, quality(64))
+        endpoint.subscribe(Bool, ESTOP, self._on_estop, quality(8, latched=True))
+        self._publish_spec(convert.to_json_string(spec.to_json()))
+        endpoint.start()
+
+    def send_observation(self, observation: StampedObservation) -> None:
+        """Publish the images that are new since the last call, then the vectors; never waits for a reader."""
+        for key, frame in self._images.items():
+            stamp = observation.stamps.get(key, observation.stamp)
+            if key in observation.values and self._image_stamps.get(key) != stamp:
+                self._image_stamps[key] = stamp
+                self._publish_images[key](convert.to_image(observation.values[key], stamp, observation.seq, frame))
+        self._publish_vectors(self._layout.pack(observation))
+
+    def poll_chunk(self) -> ActionChunk | None:
+        """Return the oldest chunk not yet read, or None."""
+        return self._chunks.popleft() if self._chunks else None
+
+    def poll_operator(self) -> OperatorInput | None:
+        """Return the oldest operator reading not yet read, or None; its stamp is the time of receipt here."""
+        return self._operator.popleft() if self._operator else None
+
+    def poll_estop(self) -> bool:
+        """Return whether the newest message on the e-stop topic says pressed."""
+        return self._estop
+
+    def publish_status(self, status: ExecutorStatus) -> None:
+        """Publish the status as a diagnostic message named ``robot_rl executor``."""
+        self._publish_status(convert.to_diagnostics(status))
+
+    def close(self) -> None:
+        """Leave the graph."""
+        self.endpoint.close()
+
+    def _on_chunk(self, message: Any) -> None:
+        self._chunks.append(convert.from_trajectory(message, self._action_names))
+        self.chunk_received = time.monotonic()
+
+    def _on_operator(self, message: Any) -> None:
+        # The receiver's own clock decides the age of the heartbeat: a sender cannot vouch for itself.
+        self._operator.append(replace(convert.from_joy(message), stamp=time.monotonic()))
+
+    def _on_estop(self, message: Any) -> None:
+        if message.data and not self._estop:
+            logger.warning("emergency stop pressed on topic '%s'", ESTOP)
+        self._estop = bool(message.data)
+
+
+class RosPolicyLink:
+    """`PolicyLink` over ROS 2: queues observations in order and publishes chunks."""
+
+    def __init__(
+        self, endpoint: Endpoint | None = None, image_keys: tuple[str, ...] | None = None, depth: int = 8
+    ) -> None:
+        """Open the topics; the robot's spec arrives with `wait_for_robot`.
+
+        Args:
+            endpoint: node to use, or None for one named ``policy``; `close` closes it in both cases.
+            image_keys: images to subscribe to, or None for all that the robot has.
+            depth: observations kept while the policy is busy; beyond that the oldest is dropped.
+        """
+        self.endpoint = endpoint or Endpoint("policy")
+        from std_msgs.msg import String
+        from trajectory_msgs.msg import JointTrajectory
+
+        self.robot_spec: Spec | None = None
+        """What the robot measures and takes, once it has announced itself."""
+        self.dropped = 0
+        """Observations that were replaced by newer ones before they were read."""
+        self._image_keys = image_keys
+        self._assembler: convert.Assembler | None = None
+        self._action_names: list[str] = []
+        self._observations: deque[StampedObservation] = deque(maxlen=depth)
+        self._arrived = threading.Condition()
+        self._publish_chunk = self.endpoint.publisher(JointTrajectory, CHUNK, quality(8))
+        self.endpoint.subscribe(String, ROBOT_SPEC, self._on_spec, quality(1, latched=True))
+        self.endpoint.start()
+
+    def wait_for_robot(self, timeout: float) -> Spec:
+        """Return the robot's spec, waiting up to ``timeout`` seconds for an executor to announce it.
+
+        Raises:
+            HardwareError: no executor announced itself in time.
+        """
+        with self._arrived:
+            if not self._arrived.wait_for(lambda: self.robot_spec is not None, timeout):
+                topic = self.endpoint.node.resolve_topic_name(ROBOT_SPEC)
+                raise HardwareError(f"no executor announced its robot on '{topic}' within {timeout:g} s")
+        assert self.robot_spec is not None
+        return self.robot_spec
+
+    def receive_observation(self, timeout: float) -> StampedObservation | None:
+        """Wait up to ``timeout`` seconds for the oldest observation not yet read; None if none came."""
+        with self._arrived:
+            if not self._observations and timeout > 0:
+                self._arrived.wait_for(lambda: bool(self._observations), timeout)
+            return self._observations.popleft() if self._observations else None
+
+    def send_chunk(self, chunk: ActionChunk) -> None:
+        """Publish a chunk; before the robot is known there is nobody to send it to."""
+        if self.robot_spec is not None:
+            self._publish_chunk(convert.to_trajectory(chunk, self._action_names, self.robot_spec.rate_hz))
+
+    def close(self) -> None:
+        """Leave the graph."""
+        self.endpoint.close()
+
+    def _on_spec(self, message: Any) -> None:
+        spec = Spec.from_json(convert.from_json_string(message))
+        if self.robot_spec is not None:
+            # A restarted executor may go on with the same robot; another robot needs another policy process.
+            self.robot_spec.require(spec, "The robot that this policy serves", "the one announced now")
+            return
+        wanted = {
+            key: one
+            for key, one in spec.observation.items()
+            if not one.is_image or self._image_keys is None or key in self._image_keys
+        }
+        self._assembler = convert.Assembler(Spec(wanted, spec.action, spec.rate_hz))
+        self._action_names = convert.element_names("action", spec.action)
+        self._subscribe_observations(wanted)
+        with self._arrived:
+            self.robot_spec = spec
+            self._arrived.notify_all()
+
+    def _subscribe_observations(self, wanted: dict[str, Any]) -> None:
+        from sensor_msgs.msg import Image, JointState
+
+        assembler = self._assembler
+        assert assembler is not None
+        for key, one in wanted.items():
+            if one.is_image:
+                profile = quality(1, reliable=False)
+                self.endpoint.subscribe(
+                    Image,
+                    image_topic(key),
+                    lambda message, key=key: self._queue(assembler.add_image(key, message)),
+                    profile,
+                )
+        self.endpoint.subscribe(
+            JointState, OBSERVATION, lambda message: self._queue(assembler.add_vectors(message)), quality(8)
+        )
+
+    def _queue(self, observation: StampedObservation | None) -> None:
+        if observation is None:
+            return
+        with self._arrived:
+            self.dropped += len(self._observations) == self._observations.maxlen
+            self._observations.append(observation)
+            self._arrived.notify_all()
+
+
+class RosOperatorLink:
+    """An operator's end: sends readings and the e-stop, and shows the executor's status."""
+
+    def __init__(self, endpoint: Endpoint | None = None) -> None:
+        """Open the topics.
+
+        Args:
+            endpoint: node to use, or None for one named ``teleop``; `close` closes it in both cases.
+        """
+        self.endpoint = endpoint or Endpoint("teleop")
+        from diagnostic_msgs.msg import DiagnosticArray
+        from sensor_msgs.msg import Joy
+        from std_msgs.msg import Bool, String
+
+        self.status: ExecutorStatus | None = None
+        """The newest status of the executor."""
+        self.status_received = 0.0
+        """Monotonic time (s) when it arrived; 0 before the first."""
+        self.robot_spec: Spec | None = None
+        """What the robot measures and takes, once it has announced itself."""
+        self._announced = threading.Event()
+        self._publish_operator = self.endpoint.publisher(Joy, OPERATOR, quality(64))
+        self._publish_estop = self.endpoint.publisher(Bool, ESTOP, quality(1, latched=True))
+        self.endpoint.subscribe(DiagnosticArray, STATUS, self._on_status, quality(16))
+        self.endpoint.subscribe(String, ROBOT_SPEC, self._on_spec, quality(1, latched=True))
+        self.endpoint.start()
+
+    def wait_for_robot(self, timeout: float) -> Spec:
+        """Return the robot's spec; raises `HardwareError` if no executor announced it within ``timeout`` seconds."""
+        if not self._announced.wait(timeout) or self.robot_spec is None:
+            topic = self.endpoint.node.resolve_topic_name(ROBOT_SPEC)
+            raise HardwareError(f"no executor announced its robot on '{topic}' within {timeout:g} s")
+        return self.robot_spec
+
+    def send_operator(self, reading: OperatorInput) -> None:
+        """Send one reading of the operator's device."""
+        self._publish_operator(convert.to_joy(reading))
+
+    def set_estop(self, pressed: bool) -> None:
+        """Press or release the e-stop.
+
+        Only its changes are published, never an initial "released": a console that starts must not undo what another
+        one pressed. Releasing does not start anything: the executor stays stopped until reset and re-enable.
+        """
+        self._publish_estop(convert.to_bool(pressed))
+
+    def close(self) -> None:
+        """Leave the graph."""
+        self.endpoint.close()
+
+    def _on_status(self, message: Any) -> None:
+        self.status = convert.from_diagnostics(message)
+        self.status_received = time.monotonic()
+
+    def _on_spec(self, message: Any) -> None:
+        self.robot_spec = Spec.from_json(convert.from_json_string(message))
+        self._announced.set()
