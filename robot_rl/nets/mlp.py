@@ -53,8 +53,8 @@ class ResidualMLP(nn.Module):
         flat = horizon * action_size
         self.time = TimeEmbedding(128)
         self.enter = nn.Linear(flat + cond_size, width)
-        self.condition = nn.Sequential(nn.Linear(cond_size + 128, width), nn.SiLU())
-        self.film = nn.Linear(width, depth * 2 * width)
+        self.condition = nn.Sequential(nn.Linear(cond_size + 128, width // 2), nn.SiLU())
+        self.film = nn.Linear(width // 2, depth * 2 * width)
         self.blocks = nn.ModuleList(_Block(width, expansion) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, flat)
