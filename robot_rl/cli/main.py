@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import ast
-import importlib
-import importlib.util
 import os
 import shlex
 import sys
 from collections.abc import Sequence
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
-from pathlib import Path
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from robot_rl.cli.catalog import entries, summary
 from robot_rl.core.errors import RobotRLError, UnknownNameError
 
 _ORDER = ("demo", "data", "collect", "train", "eval", "finetune", "deploy", "list", "doctor")
@@ -48,18 +45,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def overview() -> str:
     """Return the help text: one line per verb, read from the modules' docstrings without importing them."""
-    entries = _commands()
-    ordered = [*(n for n in _ORDER if n in entries), *(n for n in sorted(entries) if n not in _ORDER)]
+    commands = entries("commands")
+    ordered = [*(n for n in _ORDER if n in commands), *(n for n in sorted(commands) if n not in _ORDER)]
     width = max(map(len, ordered), default=0)
-    lines = [f"  {name:<{width}}  {_summary(entries[name])}" for name in ordered]
+    lines = [f"  {name:<{width}}  {summary(commands[name])}" for name in ordered]
     return "\n".join([_HEADER, "", "usage: robot-rl <command> [options]", "", "Commands", *lines, "", _FOOTER])
 
 
 def _run_verb(verb: str, arguments: list[str]) -> int:
-    entries = _commands()
-    if verb not in entries:
-        raise UnknownNameError("command", verb, entries)
-    module = entries[verb].load()
+    commands = entries("commands")
+    if verb not in commands:
+        raise UnknownNameError("command", verb, commands)
+    module = commands[verb].load()
 
     import tyro  # after the verb is known, so that the overview does not wait for it
 
@@ -88,22 +85,6 @@ def _how_to_resume(module: Any, config: Any, verb: str, arguments: list[str]) ->
     if hasattr(config, "resume"):
         return f"Continue with: {command}{'' if '--resume' in arguments else ' --resume'}"
     return f"Start again with: {command}"
-
-
-def _commands() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group="robot_rl.commands")}
-
-
-def _summary(entry: EntryPoint) -> str:
-    """First line of the module's docstring, from its source file."""
-    try:
-        spec = importlib.util.find_spec(entry.module)
-    except ModuleNotFoundError:
-        spec = None
-    if spec is None or spec.origin is None:
-        return f"(missing: {entry.module})"
-    docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
-    return docstring.partition("\n")[0].rstrip(".")
 
 
 def _complain(text: str, colour: str = "31") -> None:

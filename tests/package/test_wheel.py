@@ -1,0 +1,74 @@
+"""The wheel, built and installed alone: what it contains and whether its command works."""
+
+import json
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SMOKE = """
+import json, robot_rl, sim, hardware
+from importlib.metadata import entry_points
+from robot_rl.core.paths import data_file
+groups = sorted(group for group in entry_points().groups if group.startswith("robot_rl."))
+broken = {}
+for group in groups:
+    for entry in entry_points(group=group):
+        try:
+            entry.load()
+        except Exception as error:
+            broken[f"{group}:{entry.name}"] = repr(error)
+files = [robot_rl.__file__, sim.__file__, hardware.__file__, str(data_file("assets")), str(data_file("launch"))]
+print(json.dumps({"files": files, "groups": groups, "broken": broken}))
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return next(folder.glob("*.whl"))
+
+
+def test_top_level_names_are_exactly_ours(wheel):
+    names = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {name for name in names if not name.endswith(".dist-info")} == {"robot_rl", "sim", "hardware"}
+
+
+def test_the_wheel_holds_data_and_no_rubbish(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert any(name.startswith("robot_rl/_data/assets/") for name in names)
+    assert any(name.startswith("robot_rl/_data/launch/") for name in names)
+    assert not [name for name in names if name.endswith((".pyc", ".npz", ".mp4", ".safetensors"))]
+    assert sum(info.compress_size for info in zipfile.ZipFile(wheel).infolist()) < 20_000_000
+
+
+def test_the_wheel_works_alone(wheel, tmp_path):
+    """In an environment that holds the wheel, sees our dependencies, and has no way to the checkout."""
+    environment = tmp_path / "environment"
+    venv.create(environment, with_pip=False)
+    python = environment / "bin" / "python"
+    site = environment / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    installed = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*installed, str(wheel)], check=True, capture_output=True)
+    # Folders named in a .pth file do not have their own .pth files read, so the editable install stays out of sight.
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+
+    result = subprocess.run([str(python), "-c", SMOKE], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert all(Path(file).is_relative_to(site) for file in found["files"]), found["files"]
+    assert {"robot_rl.commands", "robot_rl.tasks", "robot_rl.policies", "robot_rl.heads"} <= set(found["groups"])
+    assert found["broken"] == {}
+
+    command = [str(environment / "bin" / "robot-rl"), "--help"]
+    help_text = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert "usage: robot-rl <command>" in help_text
+    assert "missing" not in help_text
