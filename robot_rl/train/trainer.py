@@ -88,8 +88,7 @@ class Trainer:
     def run_all(self) -> None:
         """Train until ``config.steps``, logging and checkpointing on the way."""
         config, losses = self.config, []
-        with progress("train", config.steps, unit="step") as bar:
-            bar.advance(self.step)
+        with progress("train", config.steps, done=self.step) as bar:
             while self.step < config.steps:
                 losses.append(self.update())
                 if self.step % config.log_every == 0 or self.step == config.steps:

@@ -1,0 +1,59 @@
+"""Evaluate a policy on fresh episodes: success with its 95 % interval, return, length, videos."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from robot_rl.rollout.evaluate import TEST_SEED
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of ``robot-rl eval``."""
+
+    policy: Path
+    """Checkpoint directory, for example runs/train/checkpoints/best."""
+    task: str
+    """Task to evaluate in (`robot-rl list tasks`)."""
+    episodes: int = 100
+    """Episodes, each with a seed of its own."""
+    seeds: int = TEST_SEED
+    """First episode seed; training uses seeds below the default."""
+    lanes: int = 50
+    """Episodes run side by side; changes the speed only."""
+    video: Path | None = None
+    """Write a video grid of the first episodes to this .mp4 file."""
+    video_lanes: int = 9
+    """Episodes in the video."""
+    json: Path | None = None
+    """Write all results to this JSON file."""
+
+
+def run(config: Config) -> None:
+    """Evaluate and print one line."""
+    from robot_rl.core.registry import make_env
+    from robot_rl.policies.checkpoint import load_policy
+    from robot_rl.rollout.evaluate import evaluate
+    from robot_rl.rollout.video import record_video
+    from robot_rl.train.progress import progress, say
+    from robot_rl.train.run import write_json
+
+    policy = load_policy(config.policy)
+    env = make_env(config.task, num_envs=min(config.lanes, config.episodes))
+    try:
+        with progress("evaluate", config.episodes, unit="episode") as bar:
+            result = evaluate(policy, env, config.episodes, config.seeds, bar)
+    finally:
+        env.close()
+    say(result.summary())
+    if config.json:
+        facts = {"policy": str(config.policy), "task": config.task, **result.to_json()}
+        write_json(config.json, json.loads(json.dumps(facts)))
+    if config.video:
+        env = make_env(config.task, num_envs=min(config.video_lanes, config.episodes))
+        try:
+            say(f"Video: {record_video(policy, env, config.video, seed=config.seeds)}")
+        finally:
+            env.close()
