@@ -41,7 +41,7 @@ class RoomParameters:
     """Fewest and most furniture boxes."""
     furniture_side: tuple[float, float] = (0.3, 1.1)
     """Shortest and longest side of a furniture box."""
-    clearance: float = 0.25
+    clearance: float = 0.3
     """Distance from obstacles that counts as free: the robot's radius and a margin."""
     resolution: float = 0.05
     """Side of a grid cell."""
@@ -239,7 +239,7 @@ Leaf = tuple[float, float, float, float]
 
 
 def _split(leaf: Leaf, plan: _FloorPlan, parameters: RoomParameters, rng: np.random.Generator) -> list[Leaf] | None:
-    """Cut a room (low x, high x, low y, high y) in two by a wall with one or two doors; None where that is not possible."""
+    """Cut a room (low x, high x, low y, high y) in two by a wall with one or two doors; None where it cannot be."""
     left, right, low, high = leaf
     vertical = bool(right - left > high - low)
     start, end = (left, right) if vertical else (low, high)
@@ -248,9 +248,8 @@ def _split(leaf: Leaf, plan: _FloorPlan, parameters: RoomParameters, rng: np.ran
     smallest_room, largest_door = 2.0, parameters.door_width[1]
     if end - start < 2 * smallest_room or length < largest_door + 0.8:
         return None
-    at = rng.uniform(
-        max(start + smallest_room, start + 0.35 * (end - start)), end - max(smallest_room, 0.35 * (end - start))
-    )
+    inset = max(smallest_room, 0.35 * (end - start))
+    at = rng.uniform(start + inset, end - inset)
     # A wall must not end in the opening of a door of an older wall.
     for door in plan.doors:
         on_edge = min(abs(door[vertical] - wall_low), abs(door[vertical] - wall_high)) < 0.3
@@ -288,10 +287,8 @@ def _furniture(plan: _FloorPlan, parameters: RoomParameters, rng: np.random.Gene
         radius = float(np.hypot(half_x, half_y))
         for _ in range(20):
             x, y = rng.uniform([margin, margin], [parameters.width - margin, parameters.height - margin])
-            if (
-                not len(doors)
-                or np.hypot(doors[:, 0] - x, doors[:, 1] - y).min() > radius + parameters.door_width[1] / 2
-            ):
+            to_doors = np.hypot(doors[:, 0] - x, doors[:, 1] - y)
+            if (to_doors > radius + parameters.door_width[1] / 2).all():
                 pieces.append((x, y, half_x, half_y, rng.uniform(-np.pi / 2, np.pi / 2)))
                 break
     return pieces

@@ -1,0 +1,391 @@
+"""Point-goal navigation: a differential-drive base with a lidar finds its way through furnished rooms that it has never seen.
+
+Every episode has a world (see `sim.worlds`), a start and a goal. It succeeds within 0.25 m of the goal (the tolerance
+of Nav2's goal checker) and fails when the base touches a wall or a piece of furniture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from robot_rl.core.env import Observation
+from robot_rl.core.paths import data_file
+from robot_rl.core.spec import ArraySpec, Spec
+from sim.engine import ALL, BatchEnv, Lanes
+from sim.planner import (
+    SHORTEST,
+    CostToGo,
+    PlannerParameters,
+    PurePursuit,
+    PursuitParameters,
+    path_length,
+    plan,
+    shortest_path,
+    smooth_reference,
+    wrap_angle,
+)
+from sim.worlds import RoomParameters, World, generate, world_seed
+
+RATE_HZ = 10.0
+SUBSTEPS = 4
+BEAMS = 36
+LIDAR_RANGE = 10.0
+"""Metres; a beam that hits nothing nearer reads this."""
+LIDAR_HEIGHT = 0.2
+GOAL_TOLERANCE = 0.25
+WHEEL_BASE = 0.3
+ROBOT_RADIUS = 0.2
+SPEED = (-0.3, 0.6)
+TURN_RATE = 1.8
+MINIMUM_LENGTH = 3.0
+"""Shortest way from a start to its goal, in metres."""
+STARTS_PER_WORLD = 16
+"""Starts that training episodes in one world draw from; their path lengths are computed once."""
+
+SPEC = Spec(
+    observation={
+        "lidar": ArraySpec((BEAMS,), unit="m", frame="base_link", low=(0.0,) * BEAMS, high=(LIDAR_RANGE,) * BEAMS),
+        "goal": ArraySpec(
+            (5,),
+            names=("distance", "cosine_bearing", "sine_bearing", "speed", "turn_rate"),
+            unit="m,,,m/s,rad/s",
+            frame="base_link",
+        ),
+    },
+    action=ArraySpec(
+        (2,),
+        names=("speed", "turn_rate"),
+        unit="m/s,rad/s",
+        frame="base_link",
+        low=(SPEED[0], -TURN_RATE),
+        high=(SPEED[1], TURN_RATE),
+    ),
+    rate_hz=RATE_HZ,
+)
+"""``lidar``: beam k points at -180° + k · 10° from the base's heading, anticlockwise, as in a ROS LaserScan.
+``goal``: where the goal is in the robot's frame, and the base's own odometry."""
+
+
+@dataclass
+class Scene:
+    """A world with one goal, and what is computed once for all episodes in it."""
+
+    world: World
+    goal: np.ndarray
+    """(2,) m."""
+    shortest: CostToGo
+    """Path length to the goal from everywhere."""
+    starts: np.ndarray
+    """(S, 2) m: points at least `MINIMUM_LENGTH` of way from the goal."""
+    _lengths: dict[int, float] = field(default_factory=dict)
+    _reference: CostToGo | None = None
+
+    def shortest_length(self, start: int) -> float:
+        """Return the length in metres of the shortest way from ``starts[start]`` until the goal is in tolerance."""
+        if start not in self._lengths:
+            way = path_length(shortest_path(self.shortest, self.starts[start]))
+            self._lengths[start] = max(way - GOAL_TOLERANCE, 0.0)
+        return self._lengths[start]
+
+    def comfortable(self) -> CostToGo:
+        """Return the cost to go that keeps away from obstacles, for the expert."""
+        if self._reference is None:
+            self._reference = plan(self.world, self.goal, PlannerParameters())
+        return self._reference
+
+
+@lru_cache(maxsize=512)
+def scene(family: str, parameters: RoomParameters, seed: int) -> Scene:
+    """Return the scene of a world: its goal and starts are drawn from the world's seed too."""
+    world = generate(family, seed, parameters)
+    rng = np.random.default_rng([seed, 2])
+    cells = np.argwhere(world.reachable)
+    while True:
+        goal = world.centre(*cells[rng.integers(len(cells))])
+        shortest = plan(world, goal, SHORTEST)
+        chosen = cells[rng.integers(len(cells), size=8 * STARTS_PER_WORLD)]
+        points = world.centre(chosen[:, 0], chosen[:, 1])
+        lengths = shortest.length(points)
+        starts = points[np.isfinite(lengths) & (lengths >= MINIMUM_LENGTH)]
+        if len(starts) >= STARTS_PER_WORLD:
+            return Scene(world, goal, shortest, starts[:STARTS_PER_WORLD])
+
+
+class Navigate(BatchEnv):
+    """The task ``navigate``; see the module.
+
+    Collisions are MuJoCo contacts between the base and the world's boxes, so the base also really stops at a wall.
+    """
+
+    name = "navigate"
+    camera = "top"
+    render_size = (256, 320)
+
+    def __init__(
+        self,
+        num_envs: int,
+        *,
+        worlds: int = 256,
+        family: str = "rooms",
+        parameters: RoomParameters | None = None,
+        **options: Any,
+    ) -> None:
+        """Build the lanes.
+
+        Args:
+            num_envs: number of lanes N.
+            worlds: training episodes share this many worlds, 0 for a new world in every episode. Test episodes (seeds
+                from `sim.worlds.TEST_SEED_START` on) have a world each.
+            family: world generator.
+            parameters: its parameters.
+            options: of `sim.engine.BatchEnv`.
+        """
+        self.family, self.parameters, self.worlds = family, parameters or RoomParameters(), worlds
+        super().__init__(
+            _model(self.parameters), num_envs, spec=SPEC, substeps=SUBSTEPS, max_episode_steps=500, **options
+        )
+        batch, model = self.batch, self.model
+        self.qpos, self.qvel, self.ctrl = batch.bind("qpos"), batch.bind("qvel"), batch.bind("ctrl")
+        self._contacts, self._goal_body = batch.bind("ncon"), batch.bind("mocap_pos")
+        self._first_box = model.geom("box_0").id
+        self._box_fields = {key: batch.expand(f"geom_{key}") for key in ("pos", "quat", "size", "rbound")}
+        self._base_body = model.body("base_link").id
+        self._geom_group = np.array([1, 0, 0, 0, 0, 0], np.uint8)
+        self._beams = -np.pi + np.arange(BEAMS) * (2 * np.pi / BEAMS)
+        self.command_velocity = np.array([SPEED[1] - SPEED[0], 2 * TURN_RATE]) * RATE_HZ
+        self.command_acceleration = self.command_velocity * RATE_HZ
+
+        self.scenes: list[Scene | None] = [None] * num_envs
+        """Scene of each lane's episode."""
+        self.goal = np.zeros((num_envs, 2))
+        """(N, 2) m."""
+        self.path_length = np.zeros(num_envs)
+        """(N,) metres travelled in this episode."""
+        self.shortest_length = np.zeros(num_envs)
+        """(N,) metres of the shortest way from the start until the goal is in tolerance."""
+        self.collided = np.zeros(num_envs, bool)
+        """(N,) whether the base touches something."""
+        self.goal_distance = np.zeros(num_envs)
+        """(N,) metres as the crow flies."""
+        self._previous = np.zeros((num_envs, 2))
+        self._way = np.zeros(num_envs)
+
+    @property
+    def position(self) -> np.ndarray:
+        """(N, 2) m: where the bases are."""
+        return self.qpos[:, :2]
+
+    @property
+    def heading(self) -> np.ndarray:
+        """(N,) rad: where they face, unbounded."""
+        return self.qpos[:, 2]
+
+    def hold_action(self) -> np.ndarray:
+        """Return the actions (N, A) that keep the bases where they are."""
+        return np.zeros((self.num_envs, 2))
+
+    # ---- episode ------------------------------------------------------------------------------------------------
+
+    def reset_lanes(self, lanes: np.ndarray, rngs: list[np.random.Generator]) -> None:
+        """Put each lane into its episode's world; see `BatchEnv.reset_lanes`."""
+        for lane, rng in zip(lanes, rngs, strict=True):
+            found = scene(self.family, self.parameters, world_seed(self.episode_seed[lane], self.worlds))
+            start = int(rng.integers(len(found.starts)))
+            self.scenes[lane] = found
+            self._place_boxes(lane, found.world.boxes)
+            self.qpos[lane] = (*found.starts[start], rng.uniform(-np.pi, np.pi))
+            self.goal[lane] = found.goal
+            self._goal_body[lane, 0] = (*found.goal, 0.0)
+            self.shortest_length[lane] = found.shortest_length(start)
+            if self.reward_kind == "shaped":
+                self._way[lane] = found.shortest.length(found.starts[start])
+        self.path_length[lanes] = 0.0
+        self._previous[lanes] = self.qpos[lanes, :2]
+
+    def _place_boxes(self, lane: int, boxes: np.ndarray) -> None:
+        """Write a world's boxes (B, 5) into the lane's model."""
+        rows = slice(self._first_box, self._first_box + len(boxes))
+        used = boxes[:, 2] > 0.0
+        height = LIDAR_HEIGHT * 1.5
+        size = np.where(used[:, None], np.column_stack([boxes[:, 2:4], np.full(len(boxes), height)]), 0.01)
+        self._box_fields["size"][lane, rows] = size
+        self._box_fields["pos"][lane, rows, :2] = boxes[:, :2]
+        self._box_fields["pos"][lane, rows, 2] = np.where(used, height, -5.0)
+        self._box_fields["quat"][lane, rows, 0] = np.cos(boxes[:, 4] / 2)
+        self._box_fields["quat"][lane, rows, 1:3] = 0.0
+        self._box_fields["quat"][lane, rows, 3] = np.sin(boxes[:, 4] / 2)
+        self._box_fields["rbound"][lane, rows] = np.sqrt((size**2).sum(axis=1))
+
+    def apply(self, actions: np.ndarray) -> None:
+        """Turn (speed, turn rate) into the speeds of the two wheels."""
+        swing = actions[:, 1] * (WHEEL_BASE / 2)
+        self.ctrl[:, 0] = actions[:, 0] - swing
+        self.ctrl[:, 1] = actions[:, 0] + swing
+
+    def observe(self, lanes: Lanes = ALL) -> Observation:
+        """Return ``lidar`` (K, 36) in m and ``goal`` (K, 5); see `SPEC`."""
+        qpos, qvel = self.qpos[lanes], self.qvel[lanes]
+        cosine, sine = np.cos(qpos[:, 2]), np.sin(qpos[:, 2])
+        offset = self.goal[lanes] - qpos[:, :2]
+        distance = np.maximum(np.hypot(offset[:, 0], offset[:, 1]), 1e-6)
+        goal = np.empty((len(qpos), 5), np.float32)
+        goal[:, 0] = distance
+        goal[:, 1] = (cosine * offset[:, 0] + sine * offset[:, 1]) / distance
+        goal[:, 2] = (cosine * offset[:, 1] - sine * offset[:, 0]) / distance
+        goal[:, 3] = cosine * qvel[:, 0] + sine * qvel[:, 1]
+        goal[:, 4] = qvel[:, 2]
+        return {"lidar": self._scan(qpos, lanes), "goal": goal}
+
+    def _scan(self, qpos: np.ndarray, lanes: Lanes) -> np.ndarray:
+        """Return the ranges (K, 36) float32 in metres from the poses (K, 3) of ``lanes``."""
+        angle = qpos[:, 2, None] + self._beams
+        direction = np.zeros((len(qpos), BEAMS, 3))
+        np.cos(angle, out=direction[..., 0])
+        np.sin(angle, out=direction[..., 1])
+        origin = np.full((len(qpos), 1, 3), LIDAR_HEIGHT)
+        origin[:, 0, :2] = qpos[:, :2]
+        ids = None if isinstance(lanes, slice) else lanes
+        ranges, _ = self.batch.ray(origin, direction, geomgroup=self._geom_group, bodyexclude=self._base_body, ids=ids)
+        ranges[ranges < 0.0] = LIDAR_RANGE
+        return np.minimum(ranges, LIDAR_RANGE).astype(np.float32)
+
+    def measure(self) -> None:
+        """Contacts, distances and path lengths after a control step."""
+        self.collided = self._contacts.reshape(self.num_envs) > 0
+        moved = self.position - self._previous
+        self.path_length += np.hypot(moved[:, 0], moved[:, 1])
+        self._previous[:] = self.position
+        offset = self.goal - self.position
+        self.goal_distance = np.hypot(offset[:, 0], offset[:, 1])
+
+    def success(self) -> np.ndarray:
+        """Return (N,) bool: within `GOAL_TOLERANCE` of the goal and touching nothing."""
+        return (self.goal_distance <= GOAL_TOLERANCE) & ~self.collided
+
+    def terminated(self) -> np.ndarray:
+        """Return (N,) bool: arrived or collided."""
+        return self.succeeded | self.collided
+
+    def reward(self, first_success: np.ndarray) -> np.ndarray:
+        """Return (N,): sparse 1 at the goal; shaped: metres of way gained, +5 at the goal, -5 for a collision."""
+        if self.reward_kind == "sparse":
+            return first_success.astype(np.float32)
+        way = self._way_to_goal()
+        gained = np.clip(self._way - way, -0.5, 0.5)
+        self._way = way
+        return gained - 0.01 + 5.0 * first_success - 5.0 * self.collided
+
+    def _way_to_goal(self) -> np.ndarray:
+        """Return the way to the goal (N,) in metres; where none is found (pushed into a corner) the last one."""
+        way = np.array([found.shortest.length(point) for found, point in zip(self.scenes, self.position, strict=True)])
+        return np.where(np.isfinite(way), way, self._way)
+
+    def episode_info(self) -> dict[str, np.ndarray]:
+        """Return ``collision`` (N,) bool, ``path_length``, ``shortest_length`` and ``goal_distance`` (N,) in m.
+
+        With them SPL = mean(success · shortest_length / max(path_length, shortest_length)) (arXiv 1807.06757).
+        """
+        return {
+            "collision": self.collided.copy(),
+            "path_length": self.path_length.copy(),
+            "shortest_length": self.shortest_length.copy(),
+            "goal_distance": self.goal_distance.copy(),
+        }
+
+    def make_expert(self, noise: float = 1.0, seed: int = 0) -> PlannerExpert:
+        """Return the planner with the full map; see `PlannerExpert`."""
+        return PlannerExpert(self, noise, seed)
+
+
+class PlannerExpert:
+    """Follows a smooth path planned with the full map; with noise it errs in bursts and recovers from them.
+
+    A perfect expert never shows what to do off the path. Now and then (every 3 s on average at noise 1) this one acts
+    on a random offset for half a second to a second and a half, is then led back, and plans again where it has strayed.
+    """
+
+    def __init__(self, env: Navigate, noise: float, seed: int) -> None:
+        """Read ``env``'s state; ``noise`` scales the rate of the bursts and their size, ``seed`` decides them."""
+        self.env, self.noise = env, noise
+        self.intended = np.zeros((env.num_envs, 2))
+        """(N, A): what `act` would have returned without noise: the label to learn from."""
+        self._rng = np.random.default_rng(seed)
+        self._pursuit = PurePursuit(env.num_envs, PursuitParameters(speed=SPEED[1], turn_rate=TURN_RATE))
+        self._planned_seed = np.full(env.num_envs, -1, np.int64)
+        self._offset = np.zeros((env.num_envs, 2))
+        self._remaining = np.zeros(env.num_envs, np.int64)
+
+    def act(self) -> np.ndarray:
+        """Return actions (N, A) for the present state; plans for lanes whose episode has begun."""
+        env = self.env
+        fresh = (env.episode_seed != self._planned_seed) | (env.elapsed == 0)
+        self._replan(fresh)
+        self._planned_seed[:] = env.episode_seed
+        self._remaining[fresh] = 0
+        command, distance = self._pursuit.act(env.position, env.heading)
+        strayed = distance > 0.25
+        if strayed.any():
+            self._replan(strayed)
+            command, _ = self._pursuit.act(env.position, env.heading)
+        self.intended = command
+        return self._disturb(command) if self.noise > 0.0 else command
+
+    def _replan(self, lanes: np.ndarray) -> None:
+        for lane in np.flatnonzero(lanes):
+            found = self.env.scenes[lane]
+            self._pursuit.set_reference(lane, smooth_reference(found.comfortable(), self.env.position[lane].copy()))
+
+    def _disturb(self, command: np.ndarray) -> np.ndarray:
+        """Add the present burst's offset to ``command`` (N, A) and begin new bursts; none begins close to a wall."""
+        count = len(command)
+        begin = (self._remaining <= 0) & (self._rng.random(count) < self.noise / (3.0 * RATE_HZ))
+        spread = np.array([0.3, 1.5]) * min(self.noise, 1.5)
+        offset, steps = self._rng.normal(size=(count, 2)) * spread, self._rng.integers(5, 16, count)
+        self._offset[begin], self._remaining[begin] = offset[begin], steps[begin]
+        active = self._remaining > 0
+        self._remaining -= 1
+        disturbed = command + self._offset * active[:, None]
+        # It errs, but brakes before it hits something: demonstrations with collisions teach nothing.
+        clear = self._clear_ahead()
+        disturbed[:, 0] = np.where(clear < 0.15, np.minimum(disturbed[:, 0], command[:, 0]), disturbed[:, 0])
+        return disturbed
+
+    def _clear_ahead(self) -> np.ndarray:
+        """Return (N,) metres between the footprint and obstacles, 0.2 m ahead of the base."""
+        env = self.env
+        ahead = env.position + 0.2 * np.stack([np.cos(env.heading), np.sin(env.heading)], axis=-1)
+        worlds = [found.world for found in env.scenes]
+        return np.array([float(w.distance[w.cell(p)]) for w, p in zip(worlds, ahead, strict=True)]) - ROBOT_RADIUS
+
+
+def _model(parameters: RoomParameters) -> mujoco.MjSpec:
+    """Return the base with the world's boxes, whose poses and sizes each lane overwrites."""
+    spec = mujoco.MjSpec.from_file(str(data_file("assets", "diff_drive_base", "base.xml")))
+    for index in range(parameters.boxes):
+        # An angle, so that the compiler does not take the box's frame for that of its body.
+        spec.worldbody.add_geom(
+            name=f"box_{index}",
+            type=mujoco.mjtGeom.mjGEOM_BOX,
+            size=[0.01, 0.01, 0.01],
+            pos=[index * 0.1, 1.0, -5.0],
+            quat=[np.cos(0.1), 0.0, 0.0, np.sin(0.1)],
+            rgba=[0.35, 0.33, 0.32, 1.0],
+        )
+    camera = spec.camera("top")
+    camera.pos = [parameters.width / 2, parameters.height / 2, 1.25 * max(parameters.width, parameters.height)]
+    return spec
+
+
+def make(num_envs: int = 1, **options: Any) -> Navigate:
+    """Build the task; options as `Navigate`."""
+    return Navigate(num_envs, **options)
+
+
+def success_weighted_path_length(success: np.ndarray, shortest: np.ndarray, travelled: np.ndarray) -> float:
+    """Return SPL in [0, 1] from (E,) success, shortest and travelled lengths (arXiv 1807.06757, equation 1)."""
+    return float(np.mean(success * shortest / np.maximum(np.maximum(travelled, shortest), 1e-9)))
