@@ -1,0 +1,221 @@
+"""The safety chain: the last thing between any command and the robot, on by default.
+
+Stages run in this order, and each names and counts what it did (`SafetyFlag`): 1 finite, shape, dtype; 2 ages of the
+command, the state, each camera and the operator; 3 the arbiter's writer; 4 the emergency stop; 5 position range with
+braking distance; 6 velocity, acceleration and tracking error; 7 workspace; 11 post-check. Whatever is wrong, the answer
+is the same: brake within the acceleration limits, then hold. An exception in any stage is such an answer too.
+
+This is software on a general-purpose computer and no certified safety function.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from hardware.safety.flags import SafetyFlag, flag_names
+from hardware.safety.motion import MotionLimiter
+from hardware.safety.workspace import Workspace
+from robot_rl.core.robot import Limits, StampedObservation
+
+logger = logging.getLogger(__name__)
+_AHEAD = 0.02
+"""Seconds by which a stamp may lie in the future before its clock counts as broken."""
+
+
+@dataclass(frozen=True)
+class SafetyConfig:
+    """What the safety chain tolerates."""
+
+    max_command_age: float = 1.0
+    """Largest age in seconds of the observation that the policy's present command was planned from."""
+    max_state_age: float = 0.1
+    """Largest age of the robot's measurement in seconds."""
+    max_camera_age: float = 0.25
+    """Largest age of any camera's image in seconds."""
+    max_operator_age: float = 0.25
+    """Largest time without a sign of life from the operator who drives, in seconds."""
+    tracking_seconds: float = 0.5
+    """The robot may lag behind its command by what the velocity limit covers in this time; 0 switches the check off."""
+    tracking_ticks: int = 5
+    """Consecutive ticks of too large a lag that count as a tracking error."""
+
+
+@dataclass
+class Situation:
+    """What the chain judges besides the command itself."""
+
+    now: float
+    """Monotonic time in seconds."""
+    observation: StampedObservation
+    """The robot's newest measurement."""
+    writer: str = "none"
+    """Who wrote the command: ``policy``, ``human`` or ``none``."""
+    command_stamp: float = 0.0
+    """When the observation behind the command was made (policy), or the operator's last sign of life (human)."""
+    estop: bool = False
+    """Whether an emergency stop is latched."""
+    measured: np.ndarray | None = None
+    """(A,) where the robot is, in the units of the command; None where the command is not a position."""
+
+
+@dataclass
+class Verdict:
+    """What leaves the chain."""
+
+    command: np.ndarray
+    """(A,) to send: finite and inside every limit."""
+    flags: int = 0
+    """`SafetyFlag` bits of what intervened."""
+
+
+@dataclass
+class SafetyChain:
+    """Filters one command per tick of ``dt`` seconds; remembers the last one."""
+
+    limits: Limits
+    """What a command may be."""
+    dt: float
+    """Tick in seconds."""
+    config: SafetyConfig = field(default_factory=SafetyConfig)
+    """Tolerances."""
+    workspace: Workspace | None = None
+    """Where the tool may be."""
+    resting: np.ndarray | None = None
+    """(A,) bool: elements that are rates (a base's speed) and rest at zero."""
+
+    def __post_init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        """Ticks on which each intervention happened, by name."""
+        self._motion = MotionLimiter(_inside(self.limits, self.workspace), self.dt, self.resting)
+        self._lag_allowed = np.asarray(self.limits.velocity, float) * self.config.tracking_seconds
+        self._positions = ~self._motion.resting
+        self._lagging = 0
+        self._logged: dict[str, float] = {}
+
+    @property
+    def command(self) -> np.ndarray:
+        """(A,) the last command that left the chain."""
+        return self._motion.position
+
+    @property
+    def moving(self) -> bool:
+        """Whether the commanded motion has not yet come to rest."""
+        return self._motion.moving
+
+    def anchor(self, command: np.ndarray) -> None:
+        """Start from ``command`` (A,) at rest, on connecting or after a reset of the scene."""
+        self._motion.anchor(command)
+        self._lagging = 0
+
+    def filter(self, target: np.ndarray | None, situation: Situation) -> Verdict:
+        """Return what may be sent instead of ``target`` (A,); None asks for a stop and a hold."""
+        flags = 0
+        try:
+            command, flags = self._decide(target, situation)
+        except Exception:
+            logger.exception("safety chain: exception; the robot brakes")
+            command, flags = self._last_resort(), flags | SafetyFlag.EXCEPTION
+        self._motion.commit(command)
+        if flags:
+            self.note(flags, situation.now)
+        return Verdict(command, int(flags))
+
+    def note(self, flags: int, now: float) -> None:
+        """Count ``flags``, and name each in the log at most once per second."""
+        for name in flag_names(flags):
+            self.counts[name] += 1
+            if now - self._logged.get(name, -np.inf) >= 1.0:
+                self._logged[name] = now
+                logger.warning("safety: %s (%d so far)", name, self.counts[name])
+
+    def _decide(self, target: np.ndarray | None, situation: Situation) -> tuple[np.ndarray, int]:
+        motion = self._motion
+        flags = self._ages(situation) | self._tracking(situation)
+        if situation.estop:
+            flags |= SafetyFlag.EMERGENCY_STOP
+        if target is not None:
+            flags |= self._well_formed(target)
+            if situation.writer == "none":
+                flags |= SafetyFlag.NO_WRITER
+        if target is None or flags:
+            command = motion.brake()
+        else:
+            command, flags = motion.limit(np.asarray(target, np.float64))
+            if self.workspace is not None:
+                command, outside = self._keep_inside(command, self.workspace)
+                flags |= outside
+        if motion.violations(command):
+            flags |= SafetyFlag.POST_CHECK_FAILED
+            logger.error("safety post-check: %s", ", ".join(flag_names(motion.violations(command))))
+            command = self._last_resort()
+        return command, flags
+
+    def _well_formed(self, target: np.ndarray) -> int:
+        """Stage 1."""
+        if not isinstance(target, np.ndarray) or target.dtype.kind not in "fiu" or target.shape != self.command.shape:
+            return SafetyFlag.ACTION_MALFORMED
+        return 0 if np.isfinite(target).all() else SafetyFlag.ACTION_NOT_FINITE
+
+    def _ages(self, situation: Situation) -> int:
+        """Stage 2. A stamp ahead of our clock is as useless as an old one."""
+        config, now, observation = self.config, situation.now, situation.observation
+        flags = 0
+        if not -_AHEAD <= now - observation.stamp <= config.max_state_age:
+            flags |= SafetyFlag.STATE_STALE
+        for stamp in observation.stamps.values():
+            if not -_AHEAD <= now - stamp <= config.max_camera_age:
+                flags |= SafetyFlag.CAMERA_STALE
+        age = now - situation.command_stamp
+        if situation.writer == "policy" and not -_AHEAD <= age <= config.max_command_age:
+            flags |= SafetyFlag.COMMAND_STALE
+        if situation.writer == "human" and not -_AHEAD <= age <= config.max_operator_age:
+            flags |= SafetyFlag.OPERATOR_LOST
+        return flags
+
+    def _tracking(self, situation: Situation) -> int:
+        """Stage 6, second half: the measured state against the last command."""
+        if situation.measured is None or self.config.tracking_seconds <= 0:
+            return 0
+        lag = np.abs(self.command - situation.measured)
+        lagging = bool((~(lag <= self._lag_allowed) & self._positions).any())
+        self._lagging = self._lagging + 1 if lagging else 0
+        return SafetyFlag.TRACKING_ERROR if self._lagging >= self.config.tracking_ticks else 0
+
+    def _keep_inside(self, command: np.ndarray, workspace: Workspace) -> tuple[np.ndarray, int]:
+        """Stage 7: the largest part of the motion after which the robot can still stop inside the workspace.
+
+        Full braking is always permitted: it is the rest of a braking path that was checked one tick ago.
+        """
+        motion = self._motion
+        permitted = max(0.0, workspace.excess(motion.position[None]))
+        if workspace.excess(motion.braking_path(command)) <= permitted:
+            return command, 0
+        braking = motion.brake()
+        for share in (0.75, 0.5, 0.25):
+            partly = braking + share * (command - braking)
+            if workspace.excess(motion.braking_path(partly)) <= permitted:
+                return partly, SafetyFlag.WORKSPACE_LIMITED
+        return braking, SafetyFlag.WORKSPACE_LIMITED
+
+    def _last_resort(self) -> np.ndarray:
+        """Brake if that keeps the limits, else repeat the last command."""
+        try:
+            command = self._motion.brake()
+            if np.isfinite(command).all() and not self._motion.violations(command):
+                return command
+        except Exception:
+            logger.exception("safety chain: braking failed too; the last command is repeated")
+        return self._motion.position
+
+
+def _inside(limits: Limits, workspace: Workspace | None) -> Limits:
+    """Narrow Cartesian limits to the workspace's box, so that motion along its walls stays possible."""
+    if workspace is None or workspace.kinematics is not None or workspace.low is None or workspace.high is None:
+        return limits
+    low, high = np.array(limits.low, float), np.array(limits.high, float)
+    low[:3], high[:3] = np.maximum(low[:3], workspace.low), np.minimum(high[:3], workspace.high)
+    return replace(limits, low=low, high=high)

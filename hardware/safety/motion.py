@@ -1,0 +1,161 @@
+"""Limits of position, velocity and acceleration between consecutive commands, in discrete time.
+
+Everything is in displacement per tick: a velocity limit V is ``V * dt`` and an acceleration limit A is ``A * dt**2``.
+The braking rule is exact for sampled motion: a step d is permitted if d and the shrinking steps ``d - u, d - 2u, …``
+that follow under full braking stay within the room that is left, so that a stop inside the limits is possible from
+every permitted state.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hardware.safety.flags import SafetyFlag
+from robot_rl.core.errors import ConfigError
+from robot_rl.core.robot import Limits
+
+_FAR = 1e9
+_SLACK = 1e-9
+"""Relative margin inside the limits that absorbs rounding, so that the result keeps them exactly."""
+
+
+def braking_step(room: np.ndarray, brake: np.ndarray) -> np.ndarray:
+    """Return the largest step (A,) from which a stop within ``room`` (A,) is possible.
+
+    Args:
+        room: distance to the limit, >= 0, in the command's unit.
+        brake: by how much a step may shrink per tick, > 0, in the same unit.
+
+    With n = floor((sqrt(1 + 8 room / brake) - 1) / 2) full braking ticks after it, the step d fulfils
+    ``(n + 1) d - brake n (n + 1) / 2 = room``.
+    """
+    ticks = np.floor((np.sqrt(1.0 + 8.0 * room / brake) - 1.0) * 0.5)
+    return room / (ticks + 1.0) + 0.5 * brake * ticks
+
+
+class MotionLimiter:
+    """Stages 5 and 6: keeps a sequence of commands inside position, velocity and acceleration limits.
+
+    ``position`` (A,) is the last command and ``step`` (A,) the displacement that led to it. Elements with ``resting``
+    set are rates themselves (a base's speed): they brake towards zero instead of towards standing still.
+    """
+
+    def __init__(self, limits: Limits, dt: float, resting: np.ndarray | None = None) -> None:
+        """Convert ``limits`` to displacements per tick of ``dt`` seconds; raises `ConfigError` if they cannot work."""
+        low, high = (np.clip(np.asarray(x, float), -_FAR, _FAR) for x in (limits.low, limits.high))
+        velocity, acceleration = (
+            np.minimum(np.broadcast_to(np.asarray(x, float), low.shape), _FAR)
+            for x in (limits.velocity, limits.acceleration)
+        )
+        if not (low <= high).all() or not (velocity > 0).all() or not (acceleration > 0).all() or dt <= 0:
+            raise ConfigError(
+                "limits need low <= high, velocity > 0 and acceleration > 0 in every element, and a positive period; "
+                f"got low {low.tolist()}, high {high.tolist()}, velocity {velocity.tolist()}, "
+                f"acceleration {acceleration.tolist()}, period {dt:g} s"
+            )
+        self.dt, self.low, self.high = dt, low, high
+        self.largest_step, self.largest_change = velocity * dt, acceleration * dt * dt
+        self._step_limit, self._change = self.largest_step * (1 - _SLACK), self.largest_change * (1 - _SLACK)
+        self.resting = np.zeros(low.shape, bool) if resting is None else np.asarray(resting, bool)
+        self.position = np.clip(np.zeros_like(low), low, high)
+        self.step = np.zeros_like(low)
+        self._low_now, self._high_now = low, high
+        self._last_target = self.position
+        self._room = np.zeros((2, *low.shape))
+        self._behind = False
+
+    def anchor(self, position: np.ndarray) -> None:
+        """Start from ``position`` (A,) at rest; a start outside the range is kept and may only move inwards."""
+        self.position = np.array(position, float)
+        self.step = np.zeros_like(self.position)
+        self._last_target = self.position
+        self._behind = False
+        self._widen()
+
+    def _widen(self) -> None:
+        self._low_now = np.minimum(self.low, self.position)
+        self._high_now = np.maximum(self.high, self.position)
+
+    @property
+    def moving(self) -> bool:
+        """Whether the last command differed from the one before, or a rate is not zero."""
+        return bool(self.step.any() or (self.resting.any() and self.position[self.resting].any()))
+
+    def limit(self, target: np.ndarray) -> tuple[np.ndarray, int]:
+        """Return the permitted command (A,) nearest to ``target`` (A,) along the way, and the flags of what limited it.
+
+        ``target`` itself is returned, bit for bit, if it keeps all limits.
+        """
+        position, step, change = self.position, self.step, self._change
+        wanted = target - position
+        np.subtract(self._high_now, position, out=self._room[0])
+        np.subtract(position, self._low_now, out=self._room[1])
+        upper, lower = braking_step(self._room, change)
+        lower = -lower
+        size, turn = np.abs(wanted), np.abs(wanted - step)
+        outside = (wanted > upper) | (wanted < lower)
+        fast, sudden = size > self.largest_step, turn > self.largest_change
+        drift = target - self._last_target
+        self._last_target = target
+        if not (self._behind or (outside | fast | sudden).any()):
+            return self._bounded(target), 0
+        # Approach no faster than one can brake to the target (relative to its own motion): no overshoot, no hunting.
+        direction = np.sign(wanted)
+        approach = np.maximum(braking_step(size, change) + direction * drift, 0.0)
+        sudden |= size > approach
+        self._behind = bool((outside | fast | sudden).any())
+        if not self._behind:
+            return self._bounded(target), 0
+        flags = 0
+        if outside.any():
+            flags |= SafetyFlag.POSITION_LIMITED
+        if fast.any():
+            flags |= SafetyFlag.VELOCITY_LIMITED
+        if sudden.any():
+            flags |= SafetyFlag.ACCELERATION_LIMITED
+        allowed = direction * np.minimum(np.minimum(size, approach), self._step_limit)
+        allowed = np.minimum(np.maximum(allowed, lower), upper)
+        allowed = np.minimum(np.maximum(allowed, step - change), step + change)
+        return self._bounded(position + allowed), flags
+
+    def brake(self) -> np.ndarray:
+        """Return the next command (A,) of the fastest stop that keeps the acceleration limits."""
+        step = self.step - np.minimum(np.maximum(self.step, -self._change), self._change)
+        if self.resting.any():
+            home = np.minimum(np.maximum(0.0, self.low), self.high)
+            self._last_target = home  # a rest that does not move
+            step = np.where(self.resting, self.limit(home)[0] - self.position, step)
+        self._last_target = self._bounded(self.position + step)
+        self._behind = True
+        return self._last_target
+
+    def braking_path(self, command: np.ndarray, most: int = 200) -> np.ndarray:
+        """Return the commands (T, A) from ``command`` (A,) through full braking to standstill, first ``command``."""
+        step = command - self.position
+        needed = min(most, int(np.ceil(np.max(np.abs(step) / self._change))))
+        shrink = np.arange(needed + 1)[:, None] * self._change
+        steps = np.sign(step) * np.maximum(np.abs(step) - shrink, 0.0)
+        steps[0] = 0.0
+        return command + np.cumsum(steps, axis=0)
+
+    def violations(self, command: np.ndarray) -> int:
+        """Stage 11: return the flags of the limits that ``command`` (A,) breaks; 0 if it keeps all of them exactly."""
+        step = command - self.position
+        flags = 0
+        if not ((command >= self._low_now) & (command <= self._high_now)).all():
+            flags |= SafetyFlag.POSITION_LIMITED
+        if not (np.abs(step) <= np.maximum(self.largest_step, np.abs(self.step))).all():
+            flags |= SafetyFlag.VELOCITY_LIMITED
+        if not (np.abs(step - self.step) <= self.largest_change).all():
+            flags |= SafetyFlag.ACCELERATION_LIMITED
+        return flags
+
+    def commit(self, command: np.ndarray) -> None:
+        """Take ``command`` (A,) as sent."""
+        self.step = command - self.position
+        self.position = command
+        if self._low_now is not self.low or self._high_now is not self.high:
+            self._widen()
+
+    def _bounded(self, command: np.ndarray) -> np.ndarray:
+        return np.minimum(np.maximum(command, self._low_now), self._high_now)
