@@ -34,7 +34,7 @@ from robot_rl.core.errors import HardwareError, RobotRLError
 from robot_rl.core.policy import ActionChunk
 from robot_rl.core.robot import StampedObservation
 from robot_rl.core.spec import Spec
-from robot_rl.core.teleop import OperatorInput
+from robot_rl.core.teleop import OperatorEvent, OperatorInput
 
 if TYPE_CHECKING:
     from rclpy.qos import QoSProfile
@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 OBSERVATION, CHUNK, OPERATOR = "observation", "chunk", "operator"
 ESTOP, STATUS, ROBOT_SPEC = "estop", "status", "robot_spec"
 _JOIN_SECONDS = 2.0
+_RESET_DELAY = 0.1
 
 
 def image_topic(key: str) -> str:
@@ -90,7 +91,10 @@ class Endpoint:
         from rclpy.executors import SingleThreadedExecutor
         from rclpy.node import Node
 
-        self.node = Node(name, namespace=namespace, context=self._context)
+        # Overrides are declared as they come, so that a misspelt one is seen and refused instead of ignored.
+        self.node = Node(
+            name, namespace=namespace, context=self._context, automatically_declare_parameters_from_overrides=True
+        )
         self.rejected = 0
         """Messages that were dropped because they could not be used."""
         self._complaints: set[str] = set()
@@ -361,6 +365,8 @@ class RosOperatorLink:
         self.robot_spec: Spec | None = None
         """What the robot measures and takes, once it has announced itself."""
         self._announced = threading.Event()
+        self._pressed = False
+        self._reset_due: float | None = None
         self._publish_operator = self.endpoint.publisher(Joy, OPERATOR, quality(64))
         self._publish_estop = self.endpoint.publisher(Bool, ESTOP, quality(1, latched=True))
         self.endpoint.subscribe(DiagnosticArray, STATUS, self._on_status, quality(16))
@@ -375,16 +381,34 @@ class RosOperatorLink:
         return self.robot_spec
 
     def send_operator(self, reading: OperatorInput) -> None:
-        """Send one reading of the operator's device."""
-        self._publish_operator(convert.to_joy(reading))
+        """Send one reading of the operator's device, and what its events mean for the e-stop.
+
+        An emergency stop also presses the latched e-stop topic, so that an executor that starts later knows of it. A
+        reset releases that topic first and follows `_RESET_DELAY` later: the two travel on different topics, and a
+        reset that overtakes the release would be refused.
+        """
+        events = list(reading.events)
+        if OperatorEvent.EMERGENCY_STOP in events:
+            self.set_estop(True)
+            self._reset_due = None
+        elif OperatorEvent.RESET in events and self._pressed:
+            self.set_estop(False)
+            self._reset_due = time.monotonic() + _RESET_DELAY
+            events.remove(OperatorEvent.RESET)
+        elif self._reset_due is not None and time.monotonic() >= self._reset_due:
+            self._reset_due = None
+            events.insert(0, OperatorEvent.RESET)
+        self._publish_operator(convert.to_joy(replace(reading, events=tuple(events))))
 
     def set_estop(self, pressed: bool) -> None:
         """Press or release the e-stop.
 
-        Only its changes are published, never an initial "released": a console that starts must not undo what another
-        one pressed. Releasing does not start anything: the executor stays stopped until reset and re-enable.
+        Only changes are published, never an initial "released": a console that starts must not undo what another one
+        pressed. Releasing starts nothing: the executor stays stopped until reset and re-enable.
         """
-        self._publish_estop(convert.to_bool(pressed))
+        if pressed or self._pressed:
+            self._publish_estop(convert.to_bool(pressed))
+        self._pressed = pressed
 
     def close(self) -> None:
         """Leave the graph."""
