@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
+import socket
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -67,6 +69,23 @@ def prepare_environment(domain_id: int | None = None) -> None:
     if not any(variable in os.environ for variable in _PROFILE_VARIABLES):
         profile = str(data_file("launch", "fastdds.xml"))
         os.environ.update(dict.fromkeys(_PROFILE_VARIABLES, profile))
+
+
+def free_domain() -> int:
+    """Return a domain id that no process of this machine uses now, for tests and demonstrations side by side.
+
+    A participant binds UDP port 7400 + 250 * domain for discovery (DDS interoperability wire protocol, section 9.6.1).
+    """
+    candidates = list(range(1, MAX_DOMAIN + 1))
+    random.SystemRandom().shuffle(candidates)
+    for domain in candidates:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind(("", 7400 + 250 * domain))
+            except OSError:
+                continue
+            return domain
+    raise ConfigError(f"every ROS domain id from 1 to {MAX_DOMAIN} is in use on this machine")
 
 
 def open_context(domain_id: int | None = None, arguments: list[str] | None = None) -> Context:
