@@ -1,0 +1,1 @@
+"""Robots: a simulated lane in real time, and fakes for tests."""

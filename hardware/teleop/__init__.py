@@ -1,0 +1,1 @@
+"""Operator devices: the terminal's keyboard, and scripts that press its keys."""

@@ -1,0 +1,154 @@
+"""The policy's side: takes observations from a link, steps the policy as evaluation does, and sends chunks.
+
+The same `PolicyRunner` as in evaluation decides when to plan, so that the same checkpoint and observations give the
+same actions. A policy that plans ahead sends its chunk when it has planned; a policy that corrects its actions in
+closed loop sends a chunk at every step, whose first action is corrected.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hardware.statistics import Durations
+from hardware.transport import PolicyLink
+from robot_rl.core.env import Observation
+from robot_rl.core.policy import Policy
+from robot_rl.core.robot import StampedObservation
+from robot_rl.rollout.player import PolicyRunner
+
+logger = logging.getLogger(__name__)
+_BACKLOG = 3
+"""Unread observations beyond which the oldest are skipped: a policy that lags must not answer yesterday's questions."""
+
+
+@dataclass
+class PolicyReport:
+    """What the policy side did and how long it took."""
+
+    steps: int = 0
+    """Observations processed."""
+    chunks: int = 0
+    """Chunks sent."""
+    skipped: int = 0
+    """Observations skipped because newer ones had queued up behind them, or lost on the way."""
+    episodes: int = 0
+    """Times that the history was forgotten for a new episode."""
+    warm_up_seconds: float = 0.0
+    """Duration of the inferences before the first observation."""
+    inference: Durations = field(default_factory=Durations)
+    """Time from reading an observation to sending its chunk, of the steps that sent one; warm-up excluded."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-ready figures."""
+        return {
+            "steps": self.steps,
+            "chunks": self.chunks,
+            "skipped": self.skipped,
+            "episodes": self.episodes,
+            "warm_up_seconds": self.warm_up_seconds,
+            "inference": self.inference.to_json(),
+        }
+
+
+class PolicyServer:
+    """Serves one policy to one executor."""
+
+    def __init__(self, policy: Policy, link: PolicyLink) -> None:
+        self.policy, self.link = policy, link
+        self.report = PolicyReport()
+        self._keys = tuple(policy.spec.observation)
+        self._runner = PolicyRunner(policy, 1)
+        self._all = np.ones(1, bool)
+        self._seq: int | None = None
+
+    def serve_once(self, timeout: float = 0.0) -> bool:
+        """Answer the oldest unread observation, waiting up to ``timeout`` seconds; return whether there was one."""
+        waiting = []
+        observation = self.link.receive_observation(timeout)
+        while observation is not None:
+            waiting.append(observation)
+            observation = self.link.receive_observation(0.0) if len(waiting) <= _BACKLOG else None
+        if len(waiting) > _BACKLOG:
+            self.report.skipped += len(waiting) - 1
+            waiting = waiting[-1:]
+        for observation in waiting:
+            self._answer(observation)
+        return bool(waiting)
+
+    def _answer(self, observation: StampedObservation) -> None:
+        started = time.perf_counter()
+        self._catch_up(observation.seq)
+        values: Observation = {key: np.asarray(observation.values[key])[None] for key in self._keys}
+        action = self._runner.step(values)[0]
+        self.report.steps += 1
+        if self._runner.planned[0] or self.policy.closed_loop:
+            self.link.send_chunk(self._runner.chunk(action, observation.seq, observation.stamp))
+            self.report.chunks += 1
+            self.report.inference.add(time.perf_counter() - started)
+
+    def _catch_up(self, seq: int) -> None:
+        """Keep step with the executor: forget the history for a new episode, skip the actions of steps not seen."""
+        last, self._seq = self._seq, seq
+        if last is None or seq <= last:
+            self._runner.reset(self._all)
+            self.report.episodes += 1
+            return
+        for _ in range(min(seq - last - 1, self.policy.horizon)):
+            self._runner.player.pop()
+
+
+def warm_up(policy: Policy, seed: int = 0, rounds: int = 3) -> float:
+    """Run inference on zeros until caches and kernels are ready; return the seconds it took.
+
+    The policy is seeded afterwards, so that warming up changes none of its actions.
+    """
+    started = time.perf_counter()
+    zeros: Observation = {}
+    for key, spec in policy.spec.observation.items():
+        low, high = spec.bounds()
+        zero = np.clip(np.zeros(spec.shape), low, high).astype(spec.dtype)
+        zeros[key] = np.repeat(zero[None, None], policy.obs_steps, axis=1)
+    for _ in range(rounds):
+        chunk = policy.plan(zeros)
+        policy.refine(zeros, chunk[:, 0])
+    policy.seed(seed)
+    return time.perf_counter() - started
+
+
+def load_and_warm(path: str | Path, *, threads: int = 1, seed: int = 0, device: str = "cpu") -> Policy:
+    """Load a checkpoint for inference on ``threads`` threads, seed it and warm it up."""
+    import torch
+
+    from robot_rl.policies.checkpoint import load_policy
+
+    torch.set_num_threads(threads)
+    policy = load_policy(path, device=device)
+    logger.info("policy %s ready, warmed up in %.2f s", path, warm_up(policy, seed))
+    return policy
+
+
+def serve(
+    policy: Policy, link: PolicyLink, stop: threading.Event, *, seed: int | None = None, warm: bool = True
+) -> PolicyReport:
+    """Serve ``policy`` over ``link`` until ``stop`` is set, and return what was done.
+
+    Args:
+        policy: the policy.
+        link: the policy's end of a transport.
+        stop: set by whoever wants to end it; looked at ten times per second.
+        seed: of the policy's sampling after the warm-up.
+        warm: run the first, slow inferences before anything is answered.
+    """
+    server = PolicyServer(policy, link)
+    if warm:
+        server.report.warm_up_seconds = warm_up(policy, 0 if seed is None else seed)
+    while not stop.is_set():
+        server.serve_once(0.1)
+    return server.report
