@@ -1,9 +1,9 @@
 """The model of the peg insertion task: a Panda that holds a square peg over a block with a square hole.
 
-The hole is 0.5 mm wider than the peg (0.25 mm per side). The peg is a square prism whose long edges and tip corners are
-rounded. Its collision geometry is one capsule along each of its four long edges: in a straight square hole every
-contact of such a prism lies on these edges (or their tips), so the capsules give the contacts of the solid at a
-fraction of the cost. Only the peg and the block can touch; the table, the hand and the arm cannot.
+The hole is 0.5 mm wider than the peg (0.25 mm per side). The peg is a square prism with rounded edges. Its collision
+geometry is one capsule along each of the eight edges that can touch the block: the four long ones and the four around
+the tip. Contacts of such a prism with straight walls lie on these edges, so the capsules stand for the solid at a
+fraction of its cost. Only the peg and the block can touch; the table, the hand and the arm cannot.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from robot_rl.core.paths import data_file
 
 HOME = np.array([0.0, -0.7854, 0.0, -2.3562, 0.0, 1.5708, 0.7854])
 """Joint angles (7,) in rad from which inverse kinematics starts, and towards which it leans."""
+
+
+RECESS = 2e-5
+"""How far the capsules around the tip lie inside the solid, m: a flat face then rests on its corners alone."""
 
 
 @dataclass(frozen=True)
@@ -150,13 +154,19 @@ def _add_peg(spec: mujoco.MjSpec, geometry: PegGeometry) -> None:
         contype=0,
         conaffinity=0,
     )
-    offset = half - geometry.fillet
-    for x in (-1, 1):
-        for y in (-1, 1):
+    offset, tip = half - geometry.fillet, geometry.peg_reach - geometry.fillet
+    inner, upper = offset - RECESS, tip - RECESS
+    corners = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]])
+    for number, (corner, following) in enumerate(zip(corners, np.roll(corners, -1, axis=0), strict=True)):
+        edges = {
+            f"peg_edge_{number}": (*corner * offset, 0.0, *corner * offset, tip),
+            f"peg_tip_{number}": (*corner * inner, upper, *following * inner, upper),
+        }
+        for name, ends in edges.items():
             peg.add_geom(
-                name=f"peg_edge_{'mp'[x > 0]}{'mp'[y > 0]}",
+                name=name,
                 type=mujoco.mjtGeom.mjGEOM_CAPSULE,
-                fromto=[x * offset, y * offset, 0.0, x * offset, y * offset, geometry.peg_reach - geometry.fillet],
+                fromto=ends,
                 size=[geometry.fillet, 0, 0],
                 mass=0.0,
                 rgba=[0.93, 0.58, 0.18, 1.0],
