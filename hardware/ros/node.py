@@ -12,12 +12,14 @@ import signal
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
-from hardware.ros.link import Endpoint
+from hardware.ros.link import Endpoint, RosOperatorLink, RosPolicyLink
 from hardware.ros.processes import end_with_supervisor
-from robot_rl.core.errors import ConfigError, RobotRLError, UnknownNameError
+from robot_rl.core.errors import ConfigError, HardwareError, RobotRLError, UnknownNameError
+from robot_rl.core.spec import Spec
 
 if TYPE_CHECKING:
     from rclpy.node import Node
@@ -131,6 +133,15 @@ def options(texts: Sequence[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             found[name] = value
     return found
+
+
+def wait_for_robot(link: RosPolicyLink | RosOperatorLink, timeout: float, stop: threading.Event) -> Spec | None:
+    """Return the spec of the robot, or None where ``stop`` was set meanwhile; `HardwareError` after ``timeout`` s."""
+    deadline = time.monotonic() + timeout
+    while link.robot_spec is None and not stop.wait(0.02):
+        if time.monotonic() > deadline:
+            raise HardwareError(f"no executor announced its robot within {timeout:g} s")
+    return link.robot_spec
 
 
 def run_node(
