@@ -31,7 +31,7 @@ def record_video(
         every: control steps per video frame.
         border: width of the frame in pixels.
     """
-    from robot_rl.data.video import write_video
+    from robot_rl.data.video import VideoWriter
 
     policy.seed(seed)
     runner = PolicyRunner(policy, env.num_envs)
@@ -54,7 +54,9 @@ def record_video(
         if ended.all():
             break
     rate = max(1, round((env.spec.rate_hz or 20) / every))
-    write_video(path, np.stack(frames + [frames[-1]] * rate), rate)
+    with VideoWriter(Path(path), rate, *frames[0].shape[:2]) as video:
+        for frame in frames + [frames[-1]] * rate:
+            video.add(frame)
     return Path(path)
 
 

@@ -1,0 +1,146 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from robot_rl.core.errors import ConfigError, DataError, RobotRLError
+from robot_rl.core.spec import ArraySpec, Spec
+from robot_rl.data.frames import Frames
+from robot_rl.data.windows import WindowSampler
+from robot_rl.policies.chunked import ChunkedConfig, ChunkedPolicy
+from robot_rl.train.ema import EMA
+from robot_rl.train.run import Run
+from robot_rl.train.trainer import TrainConfig, Trainer, train
+
+SPEC = Spec({"state": ArraySpec((3,))}, ArraySpec((2,)), 10.0)
+CONFIG = TrainConfig(steps=60, batch_size=32, warmup_steps=5, checkpoint_every=20, log_every=10, precision="fp32")
+
+
+def make():
+    rng = np.random.default_rng(0)
+    state = rng.normal(size=(200, 3)).astype(np.float32)
+    frames = Frames({"state": state}, state[:, :2] * 2, np.array([120, 200]), SPEC)
+    torch.manual_seed(0)
+    policy = ChunkedPolicy.fit(frames, ChunkedConfig(width=32, depth=1, horizon=4, execute_steps=2))
+    return policy, WindowSampler(frames, 2, 4)
+
+
+def weights(policy):
+    return {name: value.clone() for name, value in policy.state_dict().items()}
+
+
+def test_interrupted_training_ends_with_the_same_weights(tmp_path):
+    policy, sampler = make()
+    with Run.create(tmp_path / "whole", CONFIG) as run:
+        expected = weights(train(policy, sampler, CONFIG, run))
+    policy, sampler = make()
+    with Run.create(tmp_path / "cut", CONFIG) as run:
+        trainer = Trainer(policy, sampler, CONFIG, run)
+        for _ in range(33):  # past the checkpoint at step 20, in the middle of an epoch
+            trainer.update()
+            if trainer.step == 20:
+                trainer._save()
+    policy, sampler = make()
+    with Run.create(tmp_path / "cut", CONFIG, resume=True) as run:
+        resumed = weights(train(policy, sampler, CONFIG, run))
+    assert expected.keys() == resumed.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+KILLED = textwrap.dedent(
+    """
+    import os, signal, sys
+    sys.path.insert(0, {tests!r})
+    from test_trainer import CONFIG, Trainer, Run, make
+    policy, sampler = make()
+    run = Run.create({path!r}, CONFIG, resume=True)
+    original = Trainer.update
+    def update(self):
+        if self.step == 47:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self)
+    Trainer.update = update
+    Trainer(policy, sampler, CONFIG, run).run_all()
+    """
+)
+
+
+def test_killed_process_resumes_to_the_same_weights(tmp_path):
+    policy, sampler = make()
+    with Run.create(tmp_path / "whole", CONFIG) as run:
+        expected = weights(train(policy, sampler, CONFIG, run))
+    script = KILLED.format(tests=os.path.dirname(__file__), path=str(tmp_path / "killed"))
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run([sys.executable, "-c", script], timeout=120, check=False, env={**os.environ, **threads})
+    assert done.returncode == -signal.SIGKILL
+    policy, sampler = make()
+    with Run.create(tmp_path / "killed", CONFIG, resume=True) as run:
+        trainer = Trainer(policy, sampler, CONFIG, run)
+        assert trainer.step == 40
+        trainer.run_all()
+    for name, value in weights(trainer.ema.module).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):
+    policy, sampler = make()
+    with Run.create(tmp_path / "run", CONFIG) as run:
+        trainer = Trainer(policy, sampler, CONFIG, run)
+        for _ in range(20):
+            trainer.update()
+        trainer._save()
+        with torch.no_grad():
+            next(policy.parameters()).fill_(float("nan"))
+        with pytest.raises(RobotRLError, match="not finite near step 30; the last good checkpoint"):
+            trainer.run_all()
+        state = safetensors.torch.load_file(trainer._state_path())
+    assert all(value.isfinite().all() for value in state.values())
+
+
+def test_damaged_or_foreign_trainer_state_is_refused(tmp_path):
+    policy, sampler = make()
+    with Run.create(tmp_path / "run", CONFIG) as run:
+        trainer = Trainer(policy, sampler, CONFIG, run)
+        trainer.update()
+        trainer._save()
+        with pytest.raises(ConfigError, match="seed 0, not 1"):
+            Trainer(policy, sampler, CONFIG, run, seed=1)
+        path = trainer._state_path()
+        path.write_bytes(path.read_bytes()[:1000])
+        with pytest.raises(DataError, match="cannot resume"):
+            Trainer(policy, sampler, CONFIG, run)
+
+
+def test_ema_follows_the_published_schedule():
+    module = torch.nn.Linear(1, 1, bias=False)
+    ema = EMA(module, maximum=0.9999)
+    assert ema.decay(999) == pytest.approx(0.9944, abs=1e-4)
+    assert ema.decay(9999) == pytest.approx(0.999, abs=1e-4)
+    with torch.no_grad():
+        module.weight.fill_(3.0)
+    before = ema.module.weight.item()
+    ema.update(10)
+    decay = 1 - 11**-0.75
+    assert ema.module.weight.item() == pytest.approx(decay * before + (1 - decay) * 3.0, rel=1e-5)
+
+
+def test_learning_rate_warms_up_and_decays_to_zero(tmp_path):
+    policy, sampler = make()
+    config = TrainConfig(steps=100, warmup_steps=10, learning_rate=1.0, batch_size=4, precision="fp32")
+    with Run.create(tmp_path / "run", config) as run:
+        trainer = Trainer(policy, sampler, config, run)
+        rates = []
+        for step in range(100):
+            trainer.step = step
+            rates.append(trainer._learning_rate())
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1.0
+    assert rates[99] < 0.001
+    assert np.all(np.diff(rates[10:]) <= 0)
