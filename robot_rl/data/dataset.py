@@ -205,6 +205,8 @@ def open_dataset(path: str | Path, format: str | None = None) -> Dataset:  # noq
 
 def _nearest(path: Path) -> str:
     """Return a hint for a path that does not exist: the nearest name beside it."""
+    if path.with_name(f"{path.name}.before-compact").exists():
+        return f". A compaction was killed: rename '{path.name}.before-compact' back to '{path.name}'"
     if not path.parent.is_dir():
         return ""
     names = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1, cutoff=0.5)

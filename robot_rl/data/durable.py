@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from robot_rl.core.errors import DataError
 
 
 def sync(path: Path) -> None:
@@ -25,8 +28,38 @@ def publish(temporary: Path, target: Path) -> None:
     sync(target.parent)
 
 
-def write_json(target: Path, value: Any, scratch: Path) -> None:
-    """Replace ``target`` by ``value`` as JSON; ``scratch`` is a directory on the same file system."""
+def write_json(target: Path, value: Any, scratch: Path, durable: bool = True) -> None:
+    """Replace ``target`` by ``value`` as JSON, in one step.
+
+    Args:
+        target: the file.
+        value: its new content.
+        scratch: a directory on the same file system.
+        durable: whether to wait for the disk; what can be computed again need not.
+    """
     temporary = scratch / f"{target.name}.new"
     temporary.write_text(json.dumps(value, indent=4), encoding="utf-8")
-    publish(temporary, target)
+    if durable:
+        publish(temporary, target)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(temporary, target)
+
+
+def take_lock(directory: Path, purpose: str) -> IO[str]:
+    """Create ``directory`` and lock it for this process; the lock of a process that died is void.
+
+    Returns:
+        The lock, which holds until it is closed.
+
+    Raises:
+        DataError: another process holds it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = (directory / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise DataError(f"{directory.parent}: another process is recording into it; cannot {purpose}") from error
+    return lock

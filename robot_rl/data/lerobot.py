@@ -79,6 +79,33 @@ class LeRobotDataset(EpisodeReader):
             return _decode_images(self._rows(self._columns[key], self._episode(episode)), self.files[episode].data)
         return self._video_frames(key, episode, 0, int(self.episode_lengths[self._episode(episode)]))
 
+    def inspect_videos(self) -> list[tuple[str, str]]:
+        """Return ``("error" or "warning", what)`` for video files that are missing, damaged, too short or too long."""
+        found: list[tuple[str, str]] = []
+        needed: dict[Path, tuple[int, str]] = {}
+        for entry in self.files:
+            for column, (path, start) in entry.videos.items():
+                if key_of(column) not in self.spec.observation:
+                    continue
+                if not path.is_file():
+                    found.append(("error", f"episode {entry.number}: no video file for {key_of(column)}"))
+                    continue
+                last = round(start * self.spec.rate_hz) + entry.length
+                needed[path] = max(needed.get(path, (0, "")), (last, f"{key_of(column)}, episode {entry.number}"))
+        for path, (frames, where) in needed.items():
+            try:
+                stored = VideoReader(path)
+            except DataError as error:
+                found.append(("error", str(error)))
+                continue
+            if not np.isclose(stored.fps, self.spec.rate_hz, rtol=1e-3):
+                found.append(("error", f"{path}: {stored.fps:g} frames/s, the data set says {self.spec.rate_hz:g}"))
+            if stored.num_frames != frames:
+                level = "error" if stored.num_frames < frames else "warning"
+                found.append((level, f"{path}: holds {stored.num_frames} frames, {frames} are referred to ({where})"))
+            stored.close()
+        return found
+
     def _video_frames(self, key: str, episode: int, start: int, count: int) -> np.ndarray:
         entry = self.files[self._episode(episode)]
         path, from_timestamp = entry.videos[self._columns[key]]

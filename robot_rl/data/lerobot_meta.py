@@ -214,8 +214,11 @@ def _inspect_success(root: Path, warnings: list[str]) -> None:
     if not path.exists():
         warnings.append("meta/stats.json is missing")
         return
-    with reading(path):
+    try:
         success = json.loads(path.read_text(encoding="utf-8")).get("next.success", {})
+    except (OSError, ValueError, AttributeError) as error:  # nothing is read from it that is needed
+        warnings.append(f"meta/stats.json: cannot be read ({error})")
+        return
     if success.get("max") in ([False], [0.0]):
         warnings.append("next.success is False in every frame: success is not told by this column")
 

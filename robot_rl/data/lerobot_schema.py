@@ -19,7 +19,7 @@ DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 CHUNK_SIZE = 1000
-_COUNTERS = ("episode_index", "frame_index", "index", "task_index")
+_NUMBERS = {float: pa.float64(), int: pa.int64(), bool: pa.bool_()}
 
 
 def column_of(extra: str) -> str:
@@ -180,7 +180,16 @@ def _meta_type(name: str, value: Any) -> pa.DataType:
         return pa.float64()
     if not isinstance(value, list):
         return pa.int64()
-    return pa.array([value]).type
+    kind = pa.list_(_NUMBERS[type(_innermost(value))])
+    while isinstance(value[0], list):
+        value, kind = value[0], pa.list_(kind)
+    return kind
+
+
+def _innermost(value: Any) -> Any:
+    while isinstance(value, list):
+        value = value[0]
+    return value
 
 
 def _meta_described(kind: pa.DataType) -> dict[str, Any]:

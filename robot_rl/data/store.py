@@ -7,7 +7,6 @@ unfinished one visible. `compact.compact` merges the small files later.
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.data import lerobot_schema as schema
 from robot_rl.data import statistics
 from robot_rl.data.dataset import reading
-from robot_rl.data.durable import publish, sync, write_json
+from robot_rl.data.durable import publish, sync, take_lock, write_json
 from robot_rl.data.lerobot import LeRobotDataset
 from robot_rl.data.video import VideoWriter
 
@@ -185,20 +184,13 @@ class EpisodeWriter:
         return [f"observation.{key}" for key, array in self.spec.observation.items() if array.is_image]
 
     def _take_lock(self, append: bool) -> Any:
-        """Make the directory ours; a lock of a process that died is void."""
+        """Make the directory ours."""
         exists = self.root.exists() and any(entry.name != SCRATCH for entry in self.root.iterdir())
         if exists and not (self.root / "meta" / "info.json").exists():
             raise DataError(f"{self.root}: exists and is no data set; choose an empty directory")
         if exists and not append:
             raise DataError(f"{self.root}: already holds a data set; append to it or choose another directory")
-        self._scratch.mkdir(parents=True, exist_ok=True)
-        lock = (self._scratch / "lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.close()
-            raise DataError(f"{self.root}: another process is recording into it") from error
-        return lock
+        return take_lock(self._scratch, "record")
 
     def _continue(self, append: bool) -> None:
         """Take over numbers, tasks, columns and statistics of the data set that exists."""
@@ -304,7 +296,7 @@ class EpisodeWriter:
         self._next_file += 1
         for name, part in found.items():
             self._totals[name] = statistics.merge(self._totals.get(name), part)
-        write_json(self.root / "meta" / "stats.json", statistics.to_json(self._totals), self._scratch)
+        write_json(self.root / "meta" / "stats.json", statistics.to_json(self._totals), self._scratch, False)
         self._write_info(features)
 
     def _finished_columns(self, task: str, success: bool | None) -> dict[str, np.ndarray]:

@@ -187,16 +187,15 @@ def join_videos(sources: list[Path], target: Path) -> list[int]:
     counts: list[int] = []
     with av.open(str(target), "w", format="mp4") as output:
         stream: Any = None
-        described: tuple[Any, ...] = ()
+        described: tuple[Any, ...] | None = ()
         total = 0
         for source in sources:
             with reading(source), av.open(str(source)) as container:
                 video = container.streams.video[0]
-                description = (video.width, video.height, video.average_rate, video.codec_context.extradata)
                 if stream is None:
-                    stream, described = output.add_stream_from_template(video), description
+                    stream, described = output.add_stream_from_template(video), _signature(video)
                     stream.time_base = video.time_base
-                elif description != described:
+                elif _signature(video) != described:
                     raise DataError(f"{source}: encoded differently from {sources[0]}; it cannot be joined to it")
                 tick = round(1 / (Fraction(video.average_rate) * video.time_base))
                 first = total
@@ -212,17 +211,14 @@ def join_videos(sources: list[Path], target: Path) -> list[int]:
     return counts
 
 
-def probe(path: Path) -> dict[str, Any]:
-    """Return what LeRobot's ``info.json`` states about a video: size, codec, pixel layout, rate."""
+def video_signature(path: Path) -> tuple[Any, ...] | None:
+    """Return what files must have in common to be joined by `join_videos`; ``None`` if this one cannot be joined."""
     with reading(path), av.open(str(path)) as container:
-        video = container.streams.video[0]
-        return {
-            "video.height": video.height,
-            "video.width": video.width,
-            "video.codec": video.codec_context.codec.canonical_name,
-            "video.pix_fmt": video.codec_context.pix_fmt,
-            "video.is_depth_map": False,
-            "video.fps": float(video.average_rate),
-            "video.channels": 3,
-            "has_audio": bool(container.streams.audio),
-        }
+        return _signature(container.streams.video[0])
+
+
+def _signature(video: Any) -> tuple[Any, ...] | None:
+    context = video.codec_context
+    if context.codec.canonical_name != "h264" or context.has_b_frames:
+        return None
+    return (video.width, video.height, video.average_rate, video.time_base, context.pix_fmt, bytes(context.extradata))
