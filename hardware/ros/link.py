@@ -45,6 +45,8 @@ OBSERVATION, CHUNK, OPERATOR = "observation", "chunk", "operator"
 ESTOP, STATUS, ROBOT_SPEC = "estop", "status", "robot_spec"
 _JOIN_SECONDS = 2.0
 _RESET_DELAY = 0.1
+_SAME_TIME = 1e-6
+_REMEMBERED = 64
 
 
 def image_topic(key: str) -> str:
@@ -181,6 +183,7 @@ class RosExecutorLink:
         self._chunks: deque[ActionChunk] = deque(maxlen=8)
         self._operator: deque[OperatorInput] = deque(maxlen=64)
         self._estop = False
+        self._sent: deque[tuple[int, float]] = deque(maxlen=_REMEMBERED)
         self.chunk_received = 0.0
         """Monotonic time (s) when the last chunk arrived, by this process's own clock; 0 before the first."""
 
@@ -204,6 +207,7 @@ class RosExecutorLink:
             if key in observation.values and self._image_stamps.get(key) != stamp:
                 self._image_stamps[key] = stamp
                 self._publish_images[key](convert.to_image(observation.values[key], stamp, observation.seq, frame))
+        self._sent.append((observation.seq, observation.stamp))
         self._publish_vectors(self._layout.pack(observation))
 
     def poll_chunk(self) -> ActionChunk | None:
@@ -227,7 +231,14 @@ class RosExecutorLink:
         self.endpoint.close()
 
     def _on_chunk(self, message: Any) -> None:
-        self._chunks.append(convert.from_trajectory(message, self._action_names))
+        chunk = convert.from_trajectory(message, self._action_names)
+        # The message's time is rounded to 1 ns; the executor compares stamps exactly, so it gets its own back. One that
+        # differs by more belongs to an earlier observation of the same number, and stays what it is.
+        for seq, stamp in reversed(self._sent.copy()):
+            if seq == chunk.observation_seq and abs(stamp - chunk.observation_stamp) < _SAME_TIME:
+                chunk.observation_stamp = stamp
+                break
+        self._chunks.append(chunk)
         self.chunk_received = time.monotonic()
 
     def _on_operator(self, message: Any) -> None:

@@ -83,7 +83,7 @@ def read_config(config_class: type[Config], node: Node, given: dict[str, Any]) -
 
     texts = field_help(config_class)
     fields = {field.name: (field, kind) for field, kind in _fields(config_class)}
-    overridden = set(node.list_parameters([], 0).result.names)
+    overridden = set(node.list_parameters([], 0).names)
     for name in sorted(overridden):
         if name not in fields and name.split(".")[0] not in _ROS_OWN:
             raise UnknownNameError(f"parameter of node '{node.get_name()}'", name, fields)
@@ -93,8 +93,10 @@ def read_config(config_class: type[Config], node: Node, given: dict[str, Any]) -
         plain = default if kind in _SCALARS else [*default] or [""]
         descriptor = ParameterDescriptor(description=texts.get(name, ""), read_only=True)
         if name in overridden:
-            node.set_descriptor(name, ParameterDescriptor(description=texts.get(name, ""), read_only=True))
-            value = given.get(name, node.get_parameter(name).value)
+            parameter = node.get_parameter(name)
+            descriptor.type = parameter.type_.value
+            node.set_descriptor(name, descriptor)
+            value = given.get(name, parameter.value)
         else:
             value = node.declare_parameter(name, plain, descriptor).value
         values[name] = _typed(name, value, kind)
