@@ -37,6 +37,7 @@ from robot_rl.core.spec import Spec
 from robot_rl.core.teleop import OperatorEvent, OperatorInput
 
 if TYPE_CHECKING:
+    from rclpy.publisher import Publisher
     from rclpy.qos import QoSProfile
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 OBSERVATION, CHUNK, OPERATOR = "observation", "chunk", "operator"
 ESTOP, STATUS, ROBOT_SPEC = "estop", "status", "robot_spec"
 _JOIN_SECONDS = 2.0
+_FLUSH_SECONDS = 0.2
 _RESET_DELAY = 0.1
 _SAME_TIME = 1e-6
 _REMEMBERED = 64
@@ -100,6 +102,7 @@ class Endpoint:
         self.rejected = 0
         """Messages that were dropped because they could not be used."""
         self._complaints: set[str] = set()
+        self._publishers: list[Publisher] = []
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
         self._thread = threading.Thread(target=self._spin, name=f"ros-{name}", daemon=True)
@@ -113,6 +116,7 @@ class Endpoint:
     def publisher(self, message_type: type, topic: str, profile: QoSProfile) -> Callable[[Any], None]:
         """Return a function that publishes ``message_type``; once the endpoint is closed it does nothing."""
         publisher = self.node.create_publisher(message_type, topic, profile)
+        self._publishers.append(publisher)
 
         def publish(message: Any) -> None:
             if not self._closed:
@@ -135,13 +139,14 @@ class Endpoint:
         self.node.create_subscription(message_type, topic, guarded, profile)
 
     def close(self) -> None:
-        """Stop the I/O thread and leave the graph; safe to call twice.
+        """Let the last messages arrive, stop the I/O thread and leave the graph; safe to call twice.
 
         The thread ends before the context goes: a thread that still spins at interpreter exit aborts the process.
         """
         if self._closed:
             return
         self._closed = True
+        self._flush(_FLUSH_SECONDS)
         self._executor.shutdown(timeout_sec=_JOIN_SECONDS)
         if self._thread.is_alive():
             self._thread.join(_JOIN_SECONDS)
@@ -149,6 +154,14 @@ class Endpoint:
                 logger.error("the ROS 2 I/O thread did not end within %.0f s", _JOIN_SECONDS)
         self.node.destroy_node()
         self._context.try_shutdown()
+
+    def _flush(self, seconds: float) -> None:
+        """Wait until readers have what was published, for at most ``seconds`` in all: a hanging one never gets it."""
+        from rclpy.duration import Duration
+
+        deadline = time.monotonic() + seconds
+        for publisher in self._publishers:
+            publisher.wait_for_all_acked(Duration(seconds=max(0.0, deadline - time.monotonic())))
 
     def _spin(self) -> None:
         try:

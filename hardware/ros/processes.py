@@ -30,6 +30,8 @@ SUPERVISOR_VARIABLE = "ROBOT_RL_SUPERVISOR"
 """Environment variable with the process id of the supervisor: a child that finds another parent ends."""
 ESCALATION = ((signal.SIGINT, 5.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
 """Signals that end a child, each with the seconds that it has before the next one."""
+EXECUTOR_REPORT, POLICY_REPORT = "executor.json", "policy.json"
+"""Files in the log directory with the figures of the two processes, written at their end."""
 _LOG_LINES = 12
 _LAST_WORDS_SECONDS = 0.5
 _PR_SET_PDEATHSIG = 1
@@ -135,11 +137,13 @@ class RosDeployment:
     executor_options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     """Fields of `hardware.executor.ExecutorConfig`, by name."""
     seconds: float = 0.0
-    """How long to run, from the executor's start; 0 runs until it is interrupted."""
+    """How long to run after the policy first answered; 0 runs until it is interrupted."""
     record: Path | None = None
     """Data set directory that everything executed is recorded into; None records nothing."""
+    instruction: str = ""
+    """What the robot is doing, in words, for the recording."""
     log_directory: Path = Path("runs/deploy/logs")
-    """Directory of the processes' logs."""
+    """Directory of the processes' logs and of their reports ``executor.json`` and ``policy.json``."""
     domain_id: int | None = None
     """DDS domain; None takes ``ROS_DOMAIN_ID``, or 0."""
     policy_threads: int = 1
@@ -194,6 +198,7 @@ def policy_command(deployment: RosDeployment) -> list[str]:
         *(sys.executable, "-m", "hardware.ros.policy_node"),
         *("--policy", str(deployment.policy)),
         *("--threads", str(deployment.policy_threads)),
+        *("--report", str(deployment.log_directory / POLICY_REPORT)),
     ]
 
 
@@ -210,7 +215,9 @@ def executor_command(deployment: RosDeployment) -> list[str]:
         command += ["--seconds", str(float(deployment.seconds))]
     if deployment.record is not None:
         command += ["--record", str(deployment.record)]
-    return command
+    if deployment.instruction:
+        command += ["--instruction", deployment.instruction]
+    return [*command, "--report", str(deployment.log_directory / EXECUTOR_REPORT)]
 
 
 def _watch(
