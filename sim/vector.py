@@ -25,8 +25,8 @@ except ModuleNotFoundError as error:
 class GymnasiumVectorEnv(VectorEnv):
     """All lanes of an environment, with Gymnasium's same-step autoreset.
 
-    As from Gymnasium's own vector environments, ``infos["final_obs"]`` is an object array that holds the last observation
-    of each lane that ended, and ``infos["final_info"]`` their info.
+    As from Gymnasium's own vector environments, ``infos["final_obs"]`` is an object array that holds the last
+    observation of each lane that ended, and ``infos["final_info"]`` their info.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": ["rgb_array"]}

@@ -48,7 +48,7 @@ def coverage(pose: np.ndarray, goal: tuple[float, float, float] = GOAL_POSE) -> 
     origin = np.stack([cos * dx + sin * dy, cos * dy - sin * dx], axis=-1)
     corners = rotate(KEYPOINTS, pose[:, 2] - goal[2]) + origin[:, None]
     rings = corners[:, _ORDER]
-    return _area_inside(rings, np.roll(rings, -1, axis=2)) / AREA
+    return np.clip(_area_inside(rings, np.roll(rings, -1, axis=2)) / AREA, 0.0, 1.0)
 
 
 _ORDER = np.array([[0, 1, 2, 3], [4, 5, 6, 7]])
@@ -71,7 +71,7 @@ def _area_inside(start: np.ndarray, end: np.ndarray) -> np.ndarray:
     mean = (_ramp(high, height) - _ramp(low, height)) / np.where(flat, 1.0, rise)
     mean = np.where(flat, np.clip(0.5 * (low + high), 0.0, height), mean)
     # Counter-clockwise polygons run right to left along their top: the sum is negative.
-    return -((right - left) * mean).sum(axis=(1, 2))
+    return -((right - left) * mean).reshape(n, 16).sum(axis=1)
 
 
 def _ramp(y: np.ndarray, height: np.ndarray) -> np.ndarray:
