@@ -99,7 +99,8 @@ def import_dataset(
             if writer is None:
                 spec = replace(frames.spec, rate_hz=rate)
                 declared = _declared(frames, extras)
-                writer = EpisodeWriter(target, spec, extras=declared, append=append)
+                judged = "success" in extras
+                writer = EpisodeWriter(target, spec, extras=declared, append=append, with_success=judged)
             for row in range(frames.num_frames):
                 observation = {key: value[row] for key, value in frames.observation.items()}
                 writer.add(observation, frames.action[row], **{name: value[row] for name, value in extras.items()})

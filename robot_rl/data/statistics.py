@@ -12,7 +12,6 @@ Statistics = dict[str, np.ndarray]
 
 PARTS = ("min", "max", "mean", "std", "count")
 _IMAGE_SIDE = 150
-_IMAGE_SAMPLES = (100, 10_000, 0.75)
 
 
 def measure(values: np.ndarray) -> Statistics:
@@ -30,26 +29,30 @@ def measure(values: np.ndarray) -> Statistics:
 
 
 class ImageStatistics:
-    """Statistics per colour channel, scaled to [0, 1], over evenly spread and coarsened images of one episode."""
+    """Statistics per colour channel, scaled to [0, 1], over the coarsened images of one episode."""
 
     def __init__(self) -> None:
-        self._images: list[np.ndarray] = []
+        self._count = self._pixels = 0
+        self._low, self._high = np.full(3, 255), np.zeros(3, int)
+        self._sum, self._squares = np.zeros(3), np.zeros(3)
 
     def add(self, image: np.ndarray) -> None:
         """Take in one image (H, W, 3) uint8."""
-        step = max(1, max(image.shape[:2]) // _IMAGE_SIDE) if max(image.shape[:2]) > 2 * _IMAGE_SIDE else 1
-        self._images.append(image[::step, ::step].copy())
+        step = max(1, max(image.shape[:2]) // _IMAGE_SIDE)
+        pixels = image[::step, ::step].reshape(-1, 3)
+        self._count, self._pixels = self._count + 1, self._pixels + len(pixels)
+        self._low, self._high = np.minimum(self._low, pixels.min(axis=0)), np.maximum(self._high, pixels.max(axis=0))
+        wide = pixels.astype(np.float32)
+        self._sum += wide.sum(axis=0, dtype=np.float64)
+        self._squares += np.einsum("pc,pc->c", wide, wide, dtype=np.float64)
 
     def result(self) -> Statistics:
-        """Return the statistics, each (3, 1, 1), and ``count`` (1,), the number of images used."""
-        least, most, power = _IMAGE_SAMPLES
-        total = len(self._images)
-        wanted = min(total, int(np.clip(total**power, least, most)))
-        chosen = np.stack([self._images[i] for i in np.round(np.linspace(0, total - 1, wanted)).astype(int)])
-        pixels = chosen.reshape(-1, chosen.shape[-1])
-        found = measure(pixels)
-        scaled = {part: (found[part] / 255.0).reshape(-1, 1, 1) for part in PARTS[:-1]}
-        return {**scaled, "count": np.array([wanted], np.int64)}
+        """Return the statistics, each (3, 1, 1), and ``count`` (1,), the number of images."""
+        mean = self._sum / self._pixels
+        deviation = np.sqrt(np.maximum(self._squares / self._pixels - mean**2, 0.0))
+        parts = {"min": self._low, "max": self._high, "mean": mean, "std": deviation}
+        scaled = {name: (part / 255.0).reshape(3, 1, 1) for name, part in parts.items()}
+        return {**scaled, "count": np.array([self._count], np.int64)}
 
 
 def merge(left: Statistics | None, right: Statistics) -> Statistics:

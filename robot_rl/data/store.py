@@ -8,7 +8,7 @@ unfinished one visible. `compact.compact` merges the small files later.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -59,6 +59,7 @@ class EpisodeWriter:
         extras: Mapping[str, ArraySpec] | None = None,
         append: bool = False,
         robot_type: str = "robot_rl",
+        with_success: bool = True,
     ) -> None:
         """Create the data set, or open one of ours to add to it.
 
@@ -69,6 +70,7 @@ class EpisodeWriter:
             extras: further columns by name; see above for the default.
             append: whether a data set that exists is continued; it must have the same spec.
             robot_type: name of the robot, for LeRobot.
+            with_success: whether there is a column ``success``; False for episodes that nobody judged.
 
         Raises:
             DataError: the directory holds something else, or is being recorded into by another process.
@@ -80,7 +82,8 @@ class EpisodeWriter:
             raise DataError(f"{root}: a recording needs an action, and the spec has none")
         self.root, self.spec, self.task = Path(root), spec, task
         self.num_episodes, self.num_frames = 0, 0
-        self._extras = None if extras is None else {**_completed(extras)}
+        self._flags = ("done", "success") if with_success else ("done",)
+        self._extras = None if extras is None else _completed(extras, self._flags)
         self._robot_type = robot_type
         self._tasks: list[str] = []
         self._totals: dict[str, statistics.Statistics] = {}
@@ -239,9 +242,9 @@ class EpisodeWriter:
     def _infer_extras(self, given: Mapping[str, Any]) -> dict[str, ArraySpec]:
         known = standard_extras(self.spec)
         for name in given:
-            if name not in known and name not in ("success", "done"):
-                raise UnknownNameError("standard extra", name, [*known, "success", "done"])
-        return _completed({name: known[name] for name in given if name in known})
+            if name not in known and name not in self._flags:
+                raise UnknownNameError("standard extra", name, [*known, *self._flags])
+        return _completed({name: known[name] for name in given if name in known}, self._flags)
 
     def _same_names(self, observation: Mapping[str, Any], extras: Mapping[str, Any]) -> None:
         """Raise unless a frame brings every observation and every declared extra, and no other extra."""
@@ -303,7 +306,7 @@ class EpisodeWriter:
         """Return all columns of the episode (T, …), with the verdict and LeRobot's numbering."""
         frames = np.arange(self._length, dtype=np.int64)
         columns = {name: np.stack(values) for name, values in self._buffer.items()}
-        if success is not None:
+        if success is not None and "next.success" in columns:
             columns["next.success"][-1] = success
         columns["next.done"][-1] = True
         return columns | {
@@ -366,12 +369,10 @@ def actor_code(name: str) -> int:
     return ACTORS.index(name)
 
 
-def _completed(extras: Mapping[str, ArraySpec]) -> dict[str, ArraySpec]:
-    """Add what every recording has."""
-    flags = {name: ArraySpec((1,), "bool") for name in ("done", "success")}
-    order = [name for name in ("reward",) if name in extras]
-    rest = [name for name in extras if name not in (*order, *flags)]
-    return {**{name: extras[name] for name in order}, **flags, **{name: extras[name] for name in rest}}
+def _completed(extras: Mapping[str, ArraySpec], flags: Sequence[str]) -> dict[str, ArraySpec]:
+    """Add the flags that every recording has, in LeRobot's order: reward, done, success, the rest."""
+    first = {name: array for name, array in extras.items() if name == "reward"}
+    return {**first, **{name: ArraySpec((1,), "bool") for name in flags}, **extras}
 
 
 def _cast(value: Any, array: ArraySpec, name: str) -> np.ndarray:
