@@ -1,0 +1,131 @@
+"""A Gaussian policy squashed to the action bounds, and the squashed Gaussian that latent steering uses as well."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robot_rl.core.env import Observation
+from robot_rl.core.errors import ConfigError
+from robot_rl.core.policy import Policy
+from robot_rl.core.spec import Spec
+from robot_rl.data.normalizer import Normalizer
+from robot_rl.nets.mlp import mlp
+
+LOG_STD_RANGE = (-20.0, 2.0)
+
+
+class SquashedGaussian(nn.Module):
+    """``tanh(mean + std * eps)``: actions (B, D) in (-1, 1) with their log-density (SAC, arXiv 1801.01290)."""
+
+    def __init__(self, state_size: int, action_size: int, hidden: tuple[int, ...], layer_norm: bool = False) -> None:
+        super().__init__()
+        self.action_size = action_size
+        self.net = mlp((state_size, *hidden, 2 * action_size), layer_norm=layer_norm)
+
+    def forward(self, state: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """Return actions (B, D) and log-densities (B,) for states (B, S) and standard normal ``eps`` (B, D)."""
+        mean, log_std = self.distribution(state)
+        pre = mean + log_std.exp() * eps
+        gaussian = -0.5 * eps.square() - log_std - 0.5 * math.log(2 * math.pi)
+        # log(1 - tanh(x)^2) in the form that does not round to log 0.
+        squash = 2 * (math.log(2) - pre - nn.functional.softplus(-2 * pre))
+        return pre.tanh(), (gaussian - squash).sum(-1)
+
+    def mode(self, state: Tensor) -> Tensor:
+        """Return the squashed mean (B, D)."""
+        return self.distribution(state)[0].tanh()
+
+    def distribution(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log standard deviation (B, D) before squashing, in float32."""
+        mean, log_std = self.net(state).float().chunk(2, dim=-1)
+        return mean, log_std.clamp(*LOG_STD_RANGE)
+
+
+@dataclass(frozen=True)
+class GaussianConfig:
+    """Shape of a Gaussian policy."""
+
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the hidden layers."""
+    obs_steps: int = 1
+    """Observations T that the policy sees."""
+    horizon: int = 1
+    """Actions per chunk; all are executed."""
+    low: tuple[float, ...] = ()
+    """Lowest action, in the units of the spec."""
+    high: tuple[float, ...] = ()
+    """Highest action."""
+    deterministic: bool = True
+    """Act with the squashed mean; else sample."""
+
+
+class GaussianPolicy(nn.Module):
+    """Plans ``horizon`` actions at once from the flattened, normalised history; the base of RLPD."""
+
+    kind = "gaussian"
+    closed_loop = False
+    base: Policy | None = None
+
+    def __init__(self, spec: Spec, config: GaussianConfig) -> None:
+        super().__init__()
+        if len(config.low) != spec.action.size or len(config.high) != spec.action.size:
+            raise ConfigError(
+                f"a Gaussian policy needs {spec.action.size} bounds, got {len(config.low)} and {len(config.high)}"
+            )
+        self.spec, self.config = spec, config
+        self.obs_steps, self.horizon, self.execute_steps = config.obs_steps, config.horizon, config.horizon
+        self.normalizer = Normalizer(spec)
+        state_size = config.obs_steps * sum(array.size for array in spec.observation.values())
+        self.actor = SquashedGaussian(state_size, config.horizon * spec.action.size, config.hidden)
+        self.register_buffer("low", torch.tensor(config.low), persistent=False)
+        self.register_buffer("high", torch.tensor(config.high), persistent=False)
+        self._generator = torch.Generator().manual_seed(0)
+
+    @classmethod
+    def from_parts(cls, config: dict[str, Any], spec: Spec, base: Policy | None = None) -> GaussianPolicy:
+        """Rebuild from a checkpoint's configuration."""
+        tuples = {key: tuple(value) for key, value in config.items() if isinstance(value, (list, tuple))}
+        return cls(spec, GaussianConfig(**{**config, **tuples}))
+
+    def config_dict(self) -> dict[str, Any]:
+        """Return the configuration, ready for JSON."""
+        return asdict(self.config)
+
+    def seed(self, seed: int) -> None:
+        """Make sampling reproducible."""
+        self._generator.manual_seed(seed)
+
+    def features(self, history: dict[str, Tensor]) -> Tensor:
+        """Return states (B, S): the normalised history (each (B, T, …)), flattened and clamped to [-5, 5]."""
+        parts = [self.normalizer.normalize(key, history[key]).flatten(1) for key in self.spec.observation]
+        return torch.cat(parts, dim=-1).clamp(-5, 5)
+
+    def unsquash(self, actions: Tensor) -> Tensor:
+        """Map (B, H * A) in [-1, 1] to chunks (B, H, A) in the units of the spec."""
+        chunks = actions.unflatten(-1, (self.horizon, -1))
+        return self.get_buffer("low") + (chunks + 1) / 2 * (self.get_buffer("high") - self.get_buffer("low"))
+
+    def squash(self, chunks: Tensor) -> Tensor:
+        """Map chunks (B, H, A) in the units of the spec to (B, H * A) in [-1, 1]; the inverse of `unsquash`."""
+        low, high = self.get_buffer("low"), self.get_buffer("high")
+        return ((chunks - low) / (high - low) * 2 - 1).clamp(-1, 1).flatten(1)
+
+    @torch.no_grad()
+    def plan(self, history: Observation) -> np.ndarray:
+        """Return chunks (B, H, A) in the units of the spec."""
+        device = self.get_buffer("low").device
+        state = self.features({k: torch.as_tensor(v, dtype=torch.float32, device=device) for k, v in history.items()})
+        if self.config.deterministic:
+            return self.unsquash(self.actor.mode(state)).cpu().numpy()
+        eps = torch.randn(len(state), self.actor.action_size, generator=self._generator).to(device)
+        return self.unsquash(self.actor(state, eps)[0]).cpu().numpy()
+
+    def refine(self, history: Observation, actions: np.ndarray) -> np.ndarray:
+        """Return ``actions`` unchanged."""
+        return actions

@@ -1,0 +1,121 @@
+"""A frozen generative policy steered through its start noise (DSRL, arXiv 2506.15799)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robot_rl.core.env import Observation
+from robot_rl.core.errors import CapabilityError, ConfigError
+from robot_rl.core.policy import Policy
+from robot_rl.core.spec import Spec
+from robot_rl.policies.gaussian import SquashedGaussian
+
+
+@dataclass(frozen=True)
+class SteeredPolicyConfig:
+    """Shape of the noise policy."""
+
+    bound: float = 1.5
+    """Largest magnitude b of a noise element; the actor's output in (-1, 1) is scaled by it."""
+    noise_steps: int = 0
+    """Steps of the horizon that get noise of their own, each held for horizon / noise_steps; 0 for every step."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the hidden layers."""
+    deterministic: bool = True
+    """Steer with the squashed mean; else sample."""
+    prior: bool = False
+    """Ignore the actor and draw N(0, I), which is the base policy."""
+
+
+class SteeredPolicy(nn.Module):
+    """``chunk = base(observation, noise = bound * actor(observation))``; the base's weights are never touched."""
+
+    kind = "steered"
+    closed_loop = False
+
+    def __init__(self, base: Policy, config: SteeredPolicyConfig) -> None:
+        super().__init__()
+        missing = [name for name in ("encode", "sample", "unnormalize_action") if not hasattr(base, name)]
+        if not isinstance(base, nn.Module) or missing:
+            raise CapabilityError(f"steering needs a policy that samples from a noise, got {type(base).__name__}")
+        head = getattr(base, "head", None)
+        if head is not None and not head.capabilities.steerable:
+            raise CapabilityError(
+                f"steering needs a head that is deterministic given its noise, not {type(head).__name__}"
+            )
+        self.base = base.requires_grad_(False).eval()
+        self.config = config
+        self.spec: Spec = base.spec
+        self.obs_steps, self.horizon, self.execute_steps = base.obs_steps, base.horizon, base.execute_steps
+        steps = config.noise_steps or self.horizon
+        if self.horizon % steps:
+            raise ConfigError(f"noise_steps={steps} does not divide the base's horizon of {self.horizon}")
+        self.noise_shape = (steps, self.spec.action.size)
+        with torch.no_grad():
+            zeros = {k: torch.zeros(1, self.obs_steps, *a.shape) for k, a in self.spec.observation.items()}
+            self.state_size = int(base.encode(zeros).shape[-1])
+        self.actor = SquashedGaussian(self.state_size, steps * self.spec.action.size, config.hidden, layer_norm=True)
+        self._generator = torch.Generator().manual_seed(0)
+
+    @classmethod
+    def from_parts(cls, config: dict[str, Any], spec: Spec, base: Policy | None) -> SteeredPolicy:
+        """Rebuild from a checkpoint's configuration and its base."""
+        if base is None:
+            raise ConfigError("a steered policy's checkpoint holds no base policy")
+        return cls(base, SteeredPolicyConfig(**{**config, "hidden": tuple(config["hidden"])}))
+
+    def config_dict(self) -> dict[str, Any]:
+        """Return the configuration, ready for JSON."""
+        return asdict(self.config)
+
+    def train(self, mode: bool = True) -> SteeredPolicy:
+        """Set the mode of the noise policy; the base stays in evaluation mode."""
+        super().train(mode)
+        self.base.eval()
+        return self
+
+    def seed(self, seed: int) -> None:
+        """Make sampling reproducible."""
+        self._generator.manual_seed(seed)
+        self.base.seed(seed)
+
+    @torch.no_grad()
+    def encode(self, history: Observation) -> Tensor:
+        """Return the base's conditioning vectors (B, C) for a history (each (B, T, …))."""
+        device = next(self.actor.parameters()).device
+        return self.base.encode({k: torch.as_tensor(v, dtype=torch.float32, device=device) for k, v in history.items()})
+
+    def spread(self, noise: Tensor) -> Tensor:
+        """Hold noise (B, steps * A) over the horizon; returns (B, H, A)."""
+        blocks = noise.unflatten(-1, self.noise_shape)
+        return blocks.repeat_interleave(self.horizon // self.noise_shape[0], dim=1)
+
+    def decode(self, cond: Tensor, noise: Tensor) -> Tensor:
+        """Return the base's normalised chunks (B, H, A) for unscaled noise (B, steps * A)."""
+        return self.base.sample(cond, noise=self.spread(noise))
+
+    def draw(self, batch: int) -> Tensor:
+        """Draw unscaled prior noise (B, steps * A) ~ N(0, I)."""
+        return torch.randn(batch, self.actor.action_size, generator=self._generator)
+
+    @torch.no_grad()
+    def plan(self, history: Observation) -> np.ndarray:
+        """Return steered chunks (B, H, A) in the units of the spec."""
+        cond = self.encode(history)
+        if self.config.prior:
+            noise = self.draw(len(cond)).to(cond.device)
+        elif self.config.deterministic:
+            noise = self.config.bound * self.actor.mode(cond)
+        else:
+            eps = self.draw(len(cond)).to(cond.device)
+            noise = self.config.bound * self.actor(cond, eps)[0]
+        return self.base.unnormalize_action(self.decode(cond, noise)).cpu().numpy()
+
+    def refine(self, history: Observation, actions: np.ndarray) -> np.ndarray:
+        """Return ``actions`` unchanged."""
+        return actions

@@ -1,0 +1,192 @@
+"""The one outer loop of fine-tuning: budget, evaluation, checkpoints, resumption, progress."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from robot_rl.core.env import VecEnv
+from robot_rl.core.errors import ConfigError
+from robot_rl.core.policy import Policy
+from robot_rl.policies.checkpoint import load_policy, save_policy
+from robot_rl.rl.guard import Guard
+from robot_rl.rl.state import load_state, save_state
+from robot_rl.rollout.evaluate import EvaluationResult, evaluate
+from robot_rl.train.progress import progress
+from robot_rl.train.run import Run
+
+VALIDATION_SEED = 900_000
+"""First episode seed of evaluations while learning; below it are training seeds, above are test seeds."""
+_SEED_BLOCK = 50_000
+
+
+class Learner(Protocol):
+    """A core with its method plugged in."""
+
+    steps: int
+    """Environment steps taken, over all lanes."""
+
+    @property
+    def policy(self) -> Any:
+        """The policy being improved, which acts without exploration."""
+
+    def iterate(self, fraction: float) -> dict[str, float]:
+        """Collect and update once, with ``fraction`` of the budget spent; returns metrics."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Return what `restore` needs."""
+
+    def restore(self, tensors: dict[str, Tensor], numbers: dict[str, float]) -> None:
+        """Continue from `state`."""
+
+
+@dataclass(frozen=True)
+class SessionConfig:
+    """Budget and evaluation of a fine-tuning run."""
+
+    steps: int = 0
+    """Environment steps over all lanes; 0 for no limit."""
+    minutes: float = 0.0
+    """Wall-clock minutes, evaluation included; 0 for no limit."""
+    evaluations: int = 5
+    """Evaluations spread evenly over the budget, after the one at the start."""
+    eval_episodes: int = 100
+    """Episodes per evaluation, on validation seeds."""
+    eval_lanes: int = 50
+    """Environments stepped at once in an evaluation."""
+    stop_at: float = 1.01
+    """Stop when an evaluation's success rate reaches this; above 1 for never."""
+    save_every: float = 1.0
+    """Minutes between saved states, from which a killed run continues."""
+
+    def __post_init__(self) -> None:
+        if self.steps <= 0 and self.minutes <= 0:
+            raise ConfigError("fine-tuning needs a budget: steps, minutes or both")
+
+    def fraction(self, steps: int, seconds: float) -> float:
+        """Return the share of the budget that is spent, by whichever limit is nearer."""
+        by_steps = steps / self.steps if self.steps > 0 else 0.0
+        by_time = seconds / (60 * self.minutes) if self.minutes > 0 else 0.0
+        return max(by_steps, by_time)
+
+    def training_seed(self, seed: int) -> int:
+        """Return the first episode seed of training for the run's seed, below the validation seeds."""
+        return (1 + seed % (VALIDATION_SEED // _SEED_BLOCK - 2)) * _SEED_BLOCK
+
+
+class _Session:
+    """A fine-tuning run under way."""
+
+    def __init__(self, learner: Learner, env_factory: Callable[..., VecEnv], run: Run, config: SessionConfig) -> None:
+        self.learner, self.run, self.config = learner, run, config
+        self.guard = Guard(run.path)
+        self.eval_env = env_factory(num_envs=min(config.eval_lanes, config.eval_episodes))
+        self.best, self.evaluated, self.before = -math.inf, 0, 0.0
+        self.began = self.saved = time.monotonic()
+        self.state_path = run.path / "learner.safetensors"
+
+    @property
+    def seconds(self) -> float:
+        """Time spent so far, in this process and in those before it."""
+        return self.before + time.monotonic() - self.began
+
+    @property
+    def fraction(self) -> float:
+        return self.config.fraction(self.learner.steps, self.seconds)
+
+    def resume(self) -> bool:
+        """Continue from a saved state if there is one."""
+        if not self.state_path.exists():
+            return False
+        tensors, numbers = load_state(self.state_path)
+        self.best, self.evaluated = numbers.pop("best"), int(numbers.pop("evaluated"))
+        self.before = numbers.pop("seconds")
+        self.learner.restore(tensors, numbers)
+        self.run.rewind(self.learner.steps, "finetune")
+        return True
+
+    def evaluate(self) -> EvaluationResult:
+        """Evaluate on validation seeds and keep the policy if it is the best so far."""
+        policy = self.learner.policy
+        result = evaluate(policy, self.eval_env, self.config.eval_episodes, VALIDATION_SEED)
+        low, high = result.success_interval
+        metrics = {"success": result.success_rate, "success_low": low, "success_high": high}
+        metrics |= {"return": float(result.returns.mean()), "length": float(result.lengths.mean())}
+        self.run.log(metrics | {"seconds": self.seconds}, self.learner.steps, "eval")
+        # Return breaks ties of success, so that tasks without a success are served as well.
+        score = result.success_rate + 1e-6 * float(np.tanh(result.returns.mean() / 1e3))
+        if score >= self.best:
+            self.best = score
+            self._save_policy("best", metrics)
+        return result
+
+    def evaluation_due(self) -> bool:
+        """Whether the next of the evenly spread evaluations has come; counts it."""
+        due = self.fraction * self.config.evaluations >= self.evaluated + 1
+        if due:
+            self.evaluated = min(int(self.fraction * self.config.evaluations), self.config.evaluations)
+        return due
+
+    def save(self, force: bool = False) -> None:
+        """Write what a killed run continues from, if it is time."""
+        if not force and time.monotonic() - self.saved < 60 * self.config.save_every:
+            return
+        tensors, numbers = self.learner.state()
+        numbers = {**numbers, "best": self.best, "evaluated": self.evaluated, "seconds": self.seconds}
+        save_state(self.state_path, tensors, numbers)
+        self._save_policy("last", {})
+        self.saved = time.monotonic()
+
+    def _save_policy(self, name: str, metrics: dict[str, float]) -> None:
+        facts = {"steps": self.learner.steps, "seconds": round(self.seconds, 1), **metrics}
+        save_policy(self.learner.policy, self.run.path / "checkpoints" / name, {"finetune": facts})
+
+
+def run_session(learner: Learner, env_factory: Callable[..., VecEnv], run: Run, config: SessionConfig) -> Policy:
+    """Drive ``learner`` until its budget is spent and return the best policy by validation success.
+
+    Raises:
+        NonFiniteError: a reward, observation or loss is not finite; the last good checkpoints are kept.
+    """
+    session = _Session(learner, env_factory, run, config)
+    try:
+        resumed = session.resume()
+        total, unit = _total(config)
+        done = int(min(session.fraction, 1.0) * total)
+        with progress("fine-tuning", total, unit) as bar:
+            if resumed:
+                bar.advance(done)
+            else:
+                result = session.evaluate()
+                bar.advance(0, base=result.success_rate)
+            while session.fraction < 1:
+                metrics = learner.iterate(session.fraction)
+                session.guard.check(learner.steps, metrics)
+                run.log(metrics | {"seconds": session.seconds}, learner.steps, "finetune")
+                stop = False
+                if session.evaluation_due():
+                    result = session.evaluate()
+                    bar.advance(0, evaluated=result.success_rate)
+                    stop = result.success_rate >= config.stop_at
+                session.save()
+                now = int(min(session.fraction, 1.0) * total)
+                bar.advance(now - done, success=metrics.get("success", float("nan")), steps=learner.steps)
+                done = now
+                if stop:
+                    break
+        session.save(force=True)
+        policy: Policy = load_policy(run.path / "checkpoints" / "best")
+        return policy
+    finally:
+        session.eval_env.close()
+
+
+def _total(config: SessionConfig) -> tuple[int, str]:
+    """Return the size and unit of the progress bar: seconds if there is a time limit, else steps."""
+    return (int(60 * config.minutes), "second") if config.minutes > 0 else (config.steps, "step")
