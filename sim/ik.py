@@ -65,7 +65,7 @@ class BatchIK:
         *,
         threads: int = 0,
         damping: float = 0.01,
-        rest_gain: float = 0.02,
+        rest_gain: float = 0.005,
         max_step: float = 0.3,
     ) -> None:
         """Prepare for ``num_envs`` arms.
@@ -104,18 +104,27 @@ class BatchIK:
         position = self._position[lanes, self._site].copy()
         return position, self._rotation[lanes, self._site].reshape(-1, 3, 3).copy()
 
-    def solve(self, joints: np.ndarray, position: np.ndarray, rotation: np.ndarray, iterations: int = 2) -> np.ndarray:
+    def solve(
+        self,
+        joints: np.ndarray,
+        position: np.ndarray,
+        rotation: np.ndarray,
+        iterations: int = 2,
+        rest_gain: float | None = None,
+    ) -> np.ndarray:
         """Return joint angles (M, n) in rad within the limits that bring the site near the target pose.
 
         Args:
             joints: (M, n) angles to start from, M ≤ ``num_envs``.
             position: (M, 3) target position in m, base frame.
             rotation: (M, 3, 3) target rotation in the base frame.
-            iterations: steps of the formula; 2 follow a target that moves slowly, 30 solve from afar.
+            iterations: steps of the formula; 1 or 2 follow a target that moves slowly, 30 solve from afar.
+            rest_gain: g of the formula for this call, if not the usual one.
         """
         joints = np.array(joints, float)
         lanes = np.arange(len(joints))
         identity = np.eye(6) * self.damping**2
+        gain = self.rest_gain if rest_gain is None else rest_gain
         for _ in range(iterations):
             current, matrix = self.forward(joints)
             twist = matrix_to_rotation_vector(rotation @ matrix.swapaxes(-1, -2))
@@ -123,7 +132,7 @@ class BatchIK:
             translational, rotational = self._batch.jac(self._body, current, lanes)
             jacobian = np.concatenate([translational, rotational], axis=1)[:, :, : self.num_joints]
             transposed = jacobian.swapaxes(-1, -2)
-            lean = self.rest_gain * (self.rest - joints)
+            lean = gain * (self.rest - joints)
             residual = error - np.einsum("mij,mj->mi", jacobian, lean)
             weights = np.linalg.solve(jacobian @ transposed + identity, residual[..., None])
             step = lean + (transposed @ weights)[..., 0]

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 class ExpertErrors:
     """Size of the expert's errors at ``noise = 1``; positions in m, angles in rad."""
 
+    habit: float = 0.0008
+    """Distance by which this operator always aims beside the hole, in a direction that its seed decides."""
     position_bias: float = 0.0006
     """Standard deviation of the error of the believed hole along each axis, constant in an episode."""
     yaw_bias: float = 0.008
@@ -30,8 +32,8 @@ class ExpertErrors:
     """Standard deviation of the drift of the commanded rotation."""
     correlation_time: float = 0.3
     """Time constant of the drift, s."""
-    impatience: float = 0.3
-    """Share of the episodes in which the expert lowers the peg at three times the usual misalignment."""
+    haste: float = 1.0
+    """How much more misalignment is accepted before the peg is lowered, as a multiple of the competent tolerance."""
 
 
 class PegExpert:
@@ -54,7 +56,8 @@ class PegExpert:
         self._episode = np.full(count, -1, np.int64)
         self._bias = np.zeros((count, 3))
         self._drift = np.zeros((count, 6))
-        self._patience = np.ones(count)
+        direction = np.random.default_rng([seed, 3]).uniform(-np.pi, np.pi)
+        self._habit = noise * self.errors.habit * np.array([np.cos(direction), np.sin(direction), 0.0])
         self._lowering = np.zeros(count, bool)
         self._stuck = np.zeros(count)
 
@@ -68,9 +71,8 @@ class PegExpert:
         yaw_error = misalignment[:, 2] - self._bias[:, 2]
         inserted = offset[:, 2] < -0.002
         lateral = np.linalg.norm(error, axis=-1)
-        aligned = (lateral < self.tolerance * self._patience) & (
-            np.abs(yaw_error) < self.yaw_tolerance * self._patience
-        )
+        haste = 1.0 + self.noise * self.errors.haste
+        aligned = (lateral < self.tolerance * haste) & (np.abs(yaw_error) < self.yaw_tolerance * haste)
         self._lowering = (self._lowering | aligned) & ((lateral < 0.006) | inserted)
         blocked = self._lowering & ~inserted & (offset[:, 2] < 0.003) & (env.wrench()[:, 2] < -4.0)
         self._stuck = np.where(inserted | ~self._lowering, 0.0, self._stuck + blocked)
@@ -91,10 +93,8 @@ class PegExpert:
         for lane in new:
             rng = self._rngs[lane] = np.random.default_rng([self.seed, int(self.env.episode_seed[lane]), 7])
             scale = np.array([self.errors.position_bias] * 2 + [self.errors.yaw_bias])
-            self._bias[lane] = self.noise * scale * rng.standard_normal(3)
+            self._bias[lane] = self._habit + self.noise * scale * rng.standard_normal(3)
             self._drift[lane] = rng.standard_normal(6)
-            impatient = rng.random() < self.errors.impatience
-            self._patience[lane] = 1.0 + 2.0 * min(self.noise, 1.5) * impatient
         self._episode[new] = self.env.episode_seed[new]
         self._lowering[new] = False
         self._stuck[new] = 0.0

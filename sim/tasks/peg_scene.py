@@ -15,10 +15,8 @@ import numpy as np
 
 from robot_rl.core.paths import data_file
 
-HOME = np.array([0.0, -0.7854, 0.0, -2.3562, 0.0, 1.5708, 0.7854])
-"""Joint angles (7,) in rad from which inverse kinematics starts, and towards which it leans."""
-
-
+HOME = np.array([0.0, 0.1868, 0.0, -2.3462, 0.0, 2.5330, 0.7854])
+"""Joint angles (7,) in rad with the tool over the middle of the workspace; inverse kinematics leans towards them."""
 RECESS = 2e-5
 """How far the capsules around the tip lie inside the solid, m: a flat face then rests on its corners alone."""
 
