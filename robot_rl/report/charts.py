@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,42 +68,47 @@ def line_chart(
 
 
 def histogram(
-    values: Sequence[float],
+    edges: Sequence[float],
+    counts: Sequence[int],
     *,
     unit: str,
-    bins: int = 36,
     marks: Sequence[tuple[str, float]] = (),
     what: str = "samples",
-    clip: float = 99.9,
 ) -> str:
-    """Return an SVG histogram with vertical ``marks`` (label, value); the last bar holds all above ``clip`` %."""
-    data = np.asarray(values, float)
-    data = data[np.isfinite(data)]
-    if not len(data):
+    """Return an SVG histogram over a logarithmic axis.
+
+    Args:
+        edges: Upper edge of each occupied bin, positive and ascending; bins are as wide as the closest two.
+        counts: Samples in each bin.
+        unit: Unit of the edges.
+        marks: Vertical lines (label, value), for example percentiles.
+        what: What is counted.
+    """
+    data = [(float(edge), int(count)) for edge, count in zip(edges, counts, strict=True) if edge > 0 and count]
+    if not data:
         return _empty("nothing was measured")
-    top = max(float(np.percentile(data, clip)), *(value for _, value in marks), 1e-9)
-    x_ticks = ticks(min(0.0, float(data.min())), top)
-    counts, edges = np.histogram(np.minimum(data, x_ticks[-1]), bins=bins, range=(x_ticks[0], x_ticks[-1]))
-    plot = _Plot(x_ticks, ticks(0, 1.15 * float(counts.max())), False)
-    parts = [plot.axes(unit, what, False)]
-    for count, a, b in zip(counts, edges[:-1], edges[1:], strict=True):
-        if count:
-            x, y = plot.x(a), plot.y(count)
-            width, height = max(plot.x(b) - x - 1, 0.8), plot.y(0) - y
-            title = _title(f"{number(a)} to {number(b)} {unit}: {count}")
-            parts.append(
-                f'<rect class="bar" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}">{title}</rect>'
-            )
-    for row, (label, value) in enumerate(marks):
-        x = plot.x(min(value, x_ticks[-1]))
-        near_edge = x > WIDTH - 90
-        anchor, shift = ("end", -5) if near_edge else ("start", 5)
-        parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>')
-        text = f"{label} {number(value)} {unit}"
+    upper = [edge for edge, _ in data]
+    ratio = min((b / a for a, b in itertools.pairwise(upper)), default=1.1)
+    plot = _Plot(
+        log_ticks(upper[0] / ratio, max([upper[-1], *(value for _, value in marks)])),
+        ticks(0, 1.15 * max(count for _, count in data)),
+        x_logarithmic=True,
+    )
+    parts = [plot.axes(f"{unit}, logarithmic", what, False)]
+    for edge, count in data:
+        x, y = plot.x(edge / ratio), plot.y(count)
+        width, height = max(plot.x(edge) - x - 0.6, 0.8), max(plot.y(0) - y, 0.8)
+        title = _title(f"{number(edge / ratio)} to {number(edge)} {unit}: {count}")
         parts.append(
-            f'<text class="mark" x="{x + shift:.1f}" y="{_TOP + 10 + 14 * row}" text-anchor="{anchor}">{text}</text>'
+            f'<rect class="bar" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}">{title}</rect>'
         )
-    return f'<figure class="chart">{plot.svg(parts, f"Histogram in {unit}")}</figure>'
+    for row, (label, value) in enumerate(marks):
+        x = plot.x(max(value, upper[0] / ratio))
+        anchor, shift = ("end", -5) if x > WIDTH - 110 else ("start", 5)
+        parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>')
+        place = f'x="{x + shift:.1f}" y="{_TOP + 10 + 14 * row}" text-anchor="{anchor}"'
+        parts.append(f'<text class="mark" {place}>{label} {number(value)} {unit}</text>')
+    return f'<figure class="chart">{plot.svg(parts, f"Histogram of {what} in {unit}")}</figure>'
 
 
 def intervals(rows: Sequence[tuple[str, float, float, float, str]]) -> str:
@@ -177,10 +183,10 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Return values of the form 1, 2 or 5 times a power of ten that enclose ``low`` and ``high``."""
-    candidates = [
-        m * 10.0**p for p in range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2) for m in (1, 2, 5)
-    ]
+    """Return values that enclose ``low`` and ``high``: 1, 2 or 5 times a power of ten, or powers alone where many."""
+    steps = (1, 2, 5) if high / low < 300 else (1,)
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+    candidates = [m * 10.0**p for p in powers for m in steps]
     first = max(k for k, value in enumerate(candidates) if value <= low * 1.0001)
     last = min(k for k, value in enumerate(candidates) if value >= high * 0.9999)
     return candidates[first : max(last, first + 1) + 1]
@@ -198,19 +204,17 @@ def number(value: float, percent: bool = False) -> str:
 class _Plot:
     """Maps data to the drawing area between the first and last tick of each axis."""
 
-    def __init__(self, x_ticks: list[float], y_ticks: list[float], logarithmic: bool) -> None:
-        self._x_ticks, self._y_ticks, self._logarithmic = x_ticks, y_ticks, logarithmic
+    def __init__(
+        self, x_ticks: list[float], y_ticks: list[float], y_logarithmic: bool = False, x_logarithmic: bool = False
+    ) -> None:
+        self._x_ticks, self._y_ticks = x_ticks, y_ticks
+        self._x_logarithmic, self._y_logarithmic = x_logarithmic, y_logarithmic
 
     def x(self, value: float) -> float:
-        low, high = self._x_ticks[0], self._x_ticks[-1]
-        return _LEFT + (value - low) / (high - low) * (WIDTH - _LEFT - _RIGHT)
+        return _LEFT + _share(value, self._x_ticks, self._x_logarithmic) * (WIDTH - _LEFT - _RIGHT)
 
     def y(self, value: float) -> float:
-        low, high = self._y_ticks[0], self._y_ticks[-1]
-        if self._logarithmic:
-            value, low, high = (math.log(v) for v in (value, low, high))
-        share = min(max((value - low) / (high - low), 0.0), 1.0)
-        return HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM)
+        return HEIGHT - _BOTTOM - _share(value, self._y_ticks, self._y_logarithmic) * (HEIGHT - _TOP - _BOTTOM)
 
     def axes(self, x_label: str, y_label: str, percent: bool) -> str:
         parts = []
@@ -231,6 +235,14 @@ class _Plot:
 
     def svg(self, parts: Sequence[str], title: str) -> str:
         return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+
+
+def _share(value: float, ticks: list[float], logarithmic: bool) -> float:
+    """Place of ``value`` between the first tick (0) and the last (1)."""
+    low, high = ticks[0], ticks[-1]
+    if logarithmic:
+        value, low, high = math.log(value), math.log(low), math.log(high)
+    return min(max((value - low) / (high - low), 0.0), 1.0)
 
 
 def _clean(curve: Curve, logarithmic: bool) -> Curve:

@@ -9,7 +9,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from robot_rl.report import charts
@@ -47,10 +46,11 @@ class Deployment:
     """(start, end, mode) in seconds."""
     events: Sequence[tuple[float, str]]
     """(time in seconds, what happened)."""
-    lateness_ms: Sequence[float]
-    """Lateness of every control tick in milliseconds."""
-    latency_ms: Sequence[float]
-    """From the observation's stamp to the command made from it, in milliseconds."""
+    lateness: Mapping[str, Any]
+    """Lateness of the control ticks: ``p50_ms``, ``p99_ms``, ``max_ms``, and the occupied bins as ``bins_ms`` (upper
+    edges) and ``bin_counts``."""
+    latency: Mapping[str, Any]
+    """From an observation's stamp to the first command planned from it, likewise."""
     missed_ticks: int
     safety: Mapping[str, int]
     """How often each safety stage intervened, by name."""
@@ -150,12 +150,11 @@ def _learning(drawn: Sequence[tuple[str, str, str]]) -> str:
 
 def _deployment(d: Deployment) -> str:
     order = ("AUTO", "HUMAN", "HOLD", "STOPPED", "IDLE")
-    late, latency = (np.asarray(values, float) for values in (d.lateness_ms, d.latency_ms))
     tiles = [
         (f"{d.rate_hz:.0f} Hz", f"control rate over {d.transport}"),
-        (_percentile(late, 99), "lateness of a tick, p99"),
+        (_milliseconds(d.lateness, "p99_ms"), "lateness of a tick, p99"),
         (str(d.missed_ticks), "missed ticks"),
-        (_percentile(latency, 99), "observation to command, p99"),
+        (_milliseconds(d.latency, "p99_ms"), "observation to command, p99"),
         (str(sum(d.safety.values())), "interventions of the safety chain"),
     ]
     boxes = "".join(f'<div class="tile"><b>{escape(a)}</b><span>{escape(b)}</span></div>' for a, b in tiles)
@@ -167,9 +166,8 @@ def _deployment(d: Deployment) -> str:
         f'{notes}<div class="tiles">{boxes}</div><div class="card"><h3>Who was in control</h3>{strip}</div>'
         + _grid(
             (
-                "<h3>Lateness of control ticks</h3>"
-                + charts.histogram(late, unit="ms", marks=_marks(late), what="ticks"),
-                "<h3>Observation to command</h3>" + charts.histogram(latency, unit="ms", marks=_marks(latency)),
+                "<h3>Lateness of control ticks</h3>" + _durations(d.lateness, "ticks"),
+                "<h3>Observation to command</h3>" + _durations(d.latency, "chunks"),
                 "<h3>Safety chain: steps changed, by reason</h3>" + _table(d.safety, "No stage had to intervene."),
                 "<h3>Executed steps by actor</h3>"
                 + _table({k: f"{100 * v:.0f} %" for k, v in d.acted.items()}, "Nothing moved."),
@@ -209,9 +207,12 @@ def _table(rows: Mapping[str, Any], otherwise: str) -> str:
     return f'<table class="figures"><tbody>{lines}</tbody></table>'
 
 
-def _percentile(values: np.ndarray, q: float) -> str:
-    return f"{np.percentile(values, q):.2g} ms" if len(values) else "none"
+def _milliseconds(durations: Mapping[str, Any], key: str) -> str:
+    return f"{durations[key]:.2g} ms" if durations.get("bin_counts") else "none"
 
 
-def _marks(values: np.ndarray) -> list[tuple[str, float]]:
-    return [(f"p{q}", float(np.percentile(values, q))) for q in (50, 99)] if len(values) else []
+def _durations(durations: Mapping[str, Any], what: str) -> str:
+    marks = [("p50", durations.get("p50_ms", 0.0)), ("p99", durations.get("p99_ms", 0.0))]
+    return charts.histogram(
+        durations.get("bins_ms", ()), durations.get("bin_counts", ()), unit="ms", marks=marks, what=what
+    )

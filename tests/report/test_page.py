@@ -9,6 +9,9 @@ from robot_rl.report.charts import Curve, line_chart
 from robot_rl.report.page import Deployment, Report, Share, Video, render
 
 
+DURATIONS = {"p50_ms": 0.1, "p99_ms": 0.2, "max_ms": 0.2, "bins_ms": [0.1, 0.2], "bin_counts": [9, 1]}
+
+
 class Links(HTMLParser):
     """Collects what the page would fetch, and checks that elements close."""
 
@@ -39,8 +42,8 @@ def report(tmp_path):
         transport="ROS 2",
         modes=[(0, 10, "AUTO"), (10, 20, "STOPPED")],
         events=[(10, "emergency stop")],
-        lateness_ms=[0.1, 0.2],
-        latency_ms=[3.0, 4.0],
+        lateness=DURATIONS,
+        latency=DURATIONS,
         missed_ticks=0,
         safety={"velocity": 3},
         acted={"policy": 0.5},
