@@ -8,7 +8,6 @@ import pytest
 from robot_rl.report.charts import Curve, line_chart
 from robot_rl.report.page import Deployment, Report, Share, Video, render
 
-
 DURATIONS = {"p50_ms": 0.1, "p99_ms": 0.2, "max_ms": 0.2, "bins_ms": [0.1, 0.2], "bin_counts": [9, 1]}
 
 
