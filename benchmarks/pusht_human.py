@@ -1,0 +1,183 @@
+"""206 human Push-T demonstrations → flow policy → reinforcement learning, scored in gym-pusht.
+
+Interrupted runs continue: every stage is kept in ``runs/bench/pusht_human``; ``--fresh`` starts again.
+Score: mean over episodes of the best reward, which is min(best coverage / 0.95, 1). Strict success: coverage > 0.95.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import measure, report
+
+from robot_rl.core.registry import load, make_env
+from robot_rl.data.dataset import open_dataset
+from robot_rl.data.frames import Frames
+from robot_rl.data.windows import WindowSampler
+from robot_rl.policies.checkpoint import load_policy
+from robot_rl.policies.chunked import ChunkedConfig, ChunkedPolicy
+from robot_rl.rl.session import SessionConfig
+from robot_rl.rollout.evaluate import evaluate, wilson
+from robot_rl.train.progress import progress
+from robot_rl.train.run import Run, write_json
+from robot_rl.train.trainer import TrainConfig, train
+
+TASK = "gym:gym_pusht/PushT-v0"
+TEST_SEED = 100_000
+EPISODES = 200
+POLICY = ChunkedConfig(sample_steps=20)
+TRAIN = TrainConfig(steps=24_000, precision="auto")
+DATA = Path(os.environ.get("ROBOT_RL_DATA", Path(__file__).resolve().parents[2] / "shared/data"))
+
+
+def demonstrations() -> Frames:
+    """Load the human demonstrations with the observations that gym-pusht gives: 8 key points and the pusher, in px."""
+    dataset = open_dataset(DATA / "pusht_human" / "pusht_lowdim.zarr.zip")
+    return dataset.load().remap({"environment_state": "keypoint", "agent_pos": "state[0:2]"})
+
+
+def clone(path: Path) -> dict[str, Any]:
+    """Train the flow policy; returns the time it took, over all interruptions."""
+    frames = demonstrations()
+    torch.manual_seed(0)
+    policy = ChunkedPolicy.fit(frames, POLICY)
+    with Run.create(path, {"policy": POLICY, "train": TRAIN}, spec=frames.spec, resume=True) as run:
+        train(policy, WindowSampler(frames, POLICY.obs_steps, POLICY.horizon), TRAIN, run)
+    return {"parameters": sum(p.numel() for p in policy.parameters())}
+
+
+def score(checkpoint: Path, lanes: int, workers: int) -> dict[str, Any]:
+    """Evaluate a checkpoint on the test seeds."""
+    env = make_env(TASK, num_envs=lanes, workers=workers)
+    try:
+        with progress(f"evaluate {checkpoint.parents[1].name}", EPISODES, unit="episode") as bar:
+            result = evaluate(load_policy(checkpoint), env, EPISODES, TEST_SEED, bar)
+    finally:
+        env.close()
+    return {
+        "score": float(result.max_reward.mean()),
+        "success": result.success_rate,
+        "interval": list(result.success_interval),
+        "successes": int(result.success.sum()),
+    }
+
+
+def improve(path: Path, base: Path, method: str, minutes: float, workers: int) -> dict[str, Any]:
+    """Fine-tune the base in the environment; returns the settings that were used."""
+    config, finetune = method_settings(method), load("finetuners", method)
+    session = SessionConfig(minutes=minutes, evaluations=6, eval_episodes=100, eval_lanes=50)
+
+    def factory(num_envs: int) -> Any:
+        return make_env(TASK, num_envs=num_envs, workers=workers)
+
+    with Run.create(path, {"method": method, "config": config, "session": session}, resume=True) as run:
+        finetune(load_policy(base), factory, config, run, session=session)
+    return {"method": method}
+
+
+def method_settings(method: str) -> Any:
+    """Return the settings of a method for this task: dense native reward, chunks of eight steps."""
+    from robot_rl.policies.residual import ResidualPolicyConfig
+    from robot_rl.rl.on_policy import OnPolicyConfig
+    from robot_rl.rl.residual import ResidualConfig
+
+    if method == "residual":
+        return ResidualConfig(
+            lanes=64,
+            residual=ResidualPolicyConfig(scale=0.1),
+            core=OnPolicyConfig(rollout_steps=150, discount=0.99, minibatches=4, epochs=8),
+        )
+    from robot_rl.rl.dsrl import DSRLConfig
+
+    return DSRLConfig()
+
+
+def stage(path: Path, name: str, work: Any) -> dict[str, Any]:
+    """Run ``work`` unless its result is kept; wall and processor minutes add up over interruptions."""
+    kept = path / f"{name}.json"
+    if kept.exists():
+        return json.loads(kept.read_text())
+    clock = path / f"{name}.clock.json"
+    before = json.loads(clock.read_text()) if clock.exists() else {"wall_minutes": 0.0, "core_minutes": 0.0}
+    result: dict[str, Any] = {}
+    try:
+        with measure() as timing:
+            result = work()
+    finally:
+        spent = {
+            "wall_minutes": before["wall_minutes"] + timing.wall / 60,
+            "core_minutes": before["core_minutes"] + timing.cpu / 60,
+        }
+        write_json(clock, spent)
+    write_json(kept, result | spent)
+    return result | spent
+
+
+def main() -> None:
+    """Run what is missing and report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/pusht_human"))
+    parser.add_argument("--method", default="residual", help="fine-tuning method")
+    parser.add_argument("--minutes", type=float, default=28.0, help="wall-clock budget of fine-tuning")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads, 0 for all cores")
+    parser.add_argument("--fresh", action="store_true", help="forget earlier results")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.fresh:
+        shutil.rmtree(options.out, ignore_errors=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    base, tuned = options.out / "clone", options.out / options.method
+    best = Path("checkpoints/best")
+    cloned = stage(options.out, "clone", lambda: clone(base))
+    before = stage(options.out, "before", lambda: score(base / best, 50, 2))
+    finetuned = stage(
+        options.out, options.method, lambda: improve(tuned, base / best, options.method, options.minutes, 2)
+    )
+    after = stage(options.out, f"after_{options.method}", lambda: score(tuned / best, 50, 2))
+    report(
+        "pusht_human",
+        seeds={"training": 0, "first_test_episode": TEST_SEED, "episodes": EPISODES},
+        budget={
+            "clone": {k: cloned[k] for k in ("wall_minutes", "core_minutes")} | {"steps": TRAIN.steps},
+            "finetune": {k: finetuned[k] for k in ("wall_minutes", "core_minutes")} | {"method": options.method},
+        },
+        metrics={
+            "score": before["score"],
+            "strict_success": before["success"],
+            "strict_success_low": wilson(before["successes"], EPISODES)[0],
+            "strict_success_high": wilson(before["successes"], EPISODES)[1],
+            "strict_success_finetuned": after["success"],
+            "strict_success_finetuned_low": wilson(after["successes"], EPISODES)[0],
+            "score_finetuned": after["score"],
+            "strict_success_gain": after["success"] - before["success"],
+            "interval_gap": after["interval"][0] - before["interval"][1],
+            "clone_core_minutes": cloned["core_minutes"],
+            "finetune_core_minutes": finetuned["core_minutes"],
+        },
+        peers={
+            "humans, mean score": 0.947,
+            "Diffusion Policy, published score": 0.91,
+            "LeRobot, published success": 0.64,
+        },
+        targets={
+            "score": (">=", 0.95),
+            "strict_success": (">=", 0.65),
+            "strict_success_gain": (">=", 0.15),
+            "interval_gap": (">=", 0.0),
+            "clone_core_minutes": ("<=", 24.0),
+            "finetune_core_minutes": ("<=", 60.0),
+        },
+        notes="Core-minutes are processor time of all threads and workers: two cores spend 24 in 12 minutes. "
+        "The peers' figures are published ones.",
+    )
+
+
+if __name__ == "__main__":
+    main()
