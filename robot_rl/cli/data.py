@@ -107,6 +107,9 @@ def _info(config: Info) -> int:
 
 
 def _describe(dataset: Dataset) -> None:
+    if dataset.num_episodes == 0:
+        say(f"{dataset.root}: no episode yet")
+        return
     frames = dataset.load()
     lengths, rate = frames.episode_lengths, dataset.spec.rate_hz
     version = getattr(dataset, "version", "")

@@ -194,13 +194,22 @@ def open_dataset(path: str | Path, format: str | None = None) -> Dataset:  # noq
         raise DataError(f"{root}: does not exist{_nearest(root)}")
     if format is not None:
         return registry.load("datasets", format)(root)
-    known = registry.names("datasets")
-    for name in known:
-        opener = registry.load("datasets", name)
-        sniff = getattr(opener, "recognises", None)
-        if sniff is not None and sniff(root):
-            return opener(root)
-    raise DataError(f"{root}: looks like none of the known formats ({', '.join(known) or 'none is installed'})")
+    name = _recognise(root)
+    if name is not None:
+        return registry.load("datasets", name)(root)
+    known = ", ".join(registry.names("datasets")) or "none is installed"
+    inside = [entry.name for entry in sorted(root.iterdir()) if _recognise(entry)] if root.is_dir() else []
+    hint = f"; inside it are: {', '.join(inside[:5])}" if inside else ""
+    raise DataError(f"{root}: looks like none of the known formats ({known}){hint}")
+
+
+def _recognise(path: Path) -> str | None:
+    """Return the name of the first format that recognises ``path``."""
+    for name in registry.names("datasets"):
+        sniff = getattr(registry.load("datasets", name), "recognises", None)
+        if sniff is not None and sniff(path):
+            return name
+    return None
 
 
 def _nearest(path: Path) -> str:

@@ -23,7 +23,7 @@ from robot_rl.data import statistics
 from robot_rl.data.dataset import reading
 from robot_rl.data.durable import publish, sync, take_lock, write_json
 from robot_rl.data.lerobot import LeRobotDataset
-from robot_rl.data.video import VideoWriter
+from robot_rl.data.video import WRITE_ERRORS, VideoWriter
 
 ACTORS = ("policy", "human", "expert")
 """Who acted: the names of the codes in the extra ``actor``."""
@@ -106,7 +106,8 @@ class EpisodeWriter:
             **extras: the extra columns; ``actor`` may be a name of `ACTORS`, ``success`` and ``done`` are optional.
 
         Raises:
-            DataError: a shape differs from the spec, or an extra or observation is missing or unknown.
+            DataError: a shape differs from the spec, an extra or observation is missing or unknown, or the disk is
+                full and the present episode therefore lost.
         """
         if self._extras is None:
             self._extras = self._infer_extras(extras)
@@ -119,12 +120,18 @@ class EpisodeWriter:
             if name == "actor" and isinstance(value, str):
                 value = actor_code(value)
             frame[schema.column_of(name)] = _cast(np.reshape(value, array.shape), array, f"extra '{name}'")
-        for name, value in frame.items():
-            if name in self._cameras:
+        try:
+            for name in self._cameras:
+                value = frame.pop(name)
                 self._camera(name).add(value)
                 self._image_statistics[name].add(value)
-            else:
-                self._buffer.setdefault(name, []).append(value)
+        except WRITE_ERRORS as error:
+            self.discard_episode()
+            raise DataError(
+                f"{self.root}: the present episode is lost; the earlier ones are complete ({error})"
+            ) from error
+        for name, value in frame.items():
+            self._buffer.setdefault(name, []).append(value)
         self._length += 1
 
     def save_episode(self, success: bool | None = None, task: str | None = None) -> int:
@@ -144,7 +151,7 @@ class EpisodeWriter:
         number = self.num_episodes
         try:
             self._save(self.task if task is None else task, success)
-        except OSError as error:
+        except WRITE_ERRORS as error:
             saved = self.num_episodes > number
             state = (
                 "is saved, but the totals in meta are not" if saved else "is not saved; the earlier ones are complete"

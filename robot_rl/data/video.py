@@ -16,6 +16,8 @@ from robot_rl.data.dataset import reading
 
 KEYFRAME_INTERVAL = 2
 """Frames between key frames: one decoded frame at most is thrown away for a random read."""
+WRITE_ERRORS = (OSError, av.FFmpegError)
+"""What a full disk or a failing encoder raises."""
 SEEK_AHEAD = 48
 """Frames that are decoded and dropped rather than sought for; seeking costs about as much."""
 
@@ -23,7 +25,15 @@ SEEK_AHEAD = 48
 class VideoWriter:
     """Writes RGB frames (H, W, 3) uint8 to an H.264 mp4 file, one after the other."""
 
-    def __init__(self, path: Path, fps: float, height: int, width: int, crf: int = 20) -> None:
+    def __init__(
+        self,
+        path: Path,
+        fps: float,
+        height: int,
+        width: int,
+        crf: int = 20,
+        keyframe_interval: int = KEYFRAME_INTERVAL,
+    ) -> None:
         """Open ``path`` for writing.
 
         Args:
@@ -32,6 +42,7 @@ class VideoWriter:
             height: of each frame in pixels.
             width: of each frame in pixels.
             crf: quality, lower is better; 18 is nearly lossless.
+            keyframe_interval: frames between key frames; more make smaller files and slower random reads.
         """
         self.path, self.shape, self.count = path, (height, width, 3), 0
         self._container = av.open(str(path), "w", format="mp4")
@@ -41,7 +52,7 @@ class VideoWriter:
         self._stream.width, self._stream.height = width, height
         self._stream.pix_fmt = pixel_format(height, width)
         # Without B-frames every frame is stored in the order of display, so that files can be joined by packets.
-        self._stream.options = {"crf": str(crf), "g": str(KEYFRAME_INTERVAL), "bf": "0", "preset": "veryfast"}
+        self._stream.options = {"crf": str(crf), "g": str(keyframe_interval), "bf": "0", "preset": "veryfast"}
         self._stream.codec_context.thread_count = 1
 
     def add(self, image: np.ndarray) -> None:
@@ -67,7 +78,7 @@ class VideoWriter:
         """Close without caring for the content, which may be incomplete."""
         try:
             self.close()
-        except (av.FFmpegError, OSError, ValueError):  # an encoder without frames refuses to be flushed
+        except (*WRITE_ERRORS, ValueError):  # an encoder without frames refuses to be flushed
             self._container = None
 
     def __enter__(self) -> VideoWriter:
