@@ -40,6 +40,34 @@ class Mode(str, Enum):
 WRITERS = {Mode.AUTO: "policy", Mode.HUMAN: "human"}
 """Who writes in which mode; nobody in the others."""
 
+REASONS = (
+    "started",
+    "enabled",
+    "hand_back",
+    "episode_restart",
+    "policy_resumed",
+    "operator_takeover",
+    "operator_motion",
+    "operator_hold",
+    "operator_lost",
+    "no_plan",
+    "policy_starved",
+    "action_malformed",
+    "action_not_finite",
+    "command_stale",
+    "state_stale",
+    "camera_stale",
+    "emergency_stop",
+    "reset",
+    "tracking_error",
+    "post_check_failed",
+    "exception",
+    "robot_fault",
+    "shutdown",
+    "observation_not_finite",
+)
+"""Why a mode was entered; recordings hold the index into this list, so it only ever grows at its end."""
+
 
 @dataclass(frozen=True)
 class ArbiterConfig:
@@ -75,7 +103,7 @@ class Arbiter:
         self._plan_deadline = 0.0
         self._estop_pressed = False
         self._engageable = True
-        self._released_since: float | None = None
+        self._released_since: float | None = -np.inf
 
     @property
     def writer(self) -> str:
@@ -126,7 +154,7 @@ class Arbiter:
         """Report a plan made after `plan_requested` rose: the policy takes control."""
         if self.plan_requested and self.mode is Mode.HOLD:
             self.plan_requested = False
-            self._engageable, self._released_since = False, None
+            self._engageable = self._rested(now)
             self._go(now, Mode.AUTO, {"policy_starved": "policy_resumed"}.get(self.reason, self.reason))
 
     def request_plan(self, now: float, reason: str) -> None:
@@ -159,7 +187,7 @@ class Arbiter:
             wish = float(np.max(np.abs(operator.motion), initial=0.0))
         if wish < config.release:
             self._released_since = now if self._released_since is None else self._released_since
-            self._engageable |= now - self._released_since >= config.dwell
+            self._engageable |= self._rested(now)
         else:
             self._released_since = None
         if self.mode is Mode.AUTO and config.takeover_by_motion and self._engageable and wish >= config.engage:
@@ -169,6 +197,9 @@ class Arbiter:
         if self.plan_requested and now > self._plan_deadline:
             self.plan_requested = False
             self._go(now, Mode.HOLD, self.reason if self.reason == "policy_starved" else "no_plan")
+
+    def _rested(self, now: float) -> bool:
+        return self._released_since is not None and now - self._released_since >= self.config.dwell
 
     def _take_over(self, now: float, reason: str) -> None:
         self.plan_requested = False

@@ -16,6 +16,8 @@ from robot_rl.rollout.player import ChunkPlayer
 FLUSH_GAP = 1000
 """Steps by which the count jumps when the queue is flushed: more than any horizon, so that the policy plans anew."""
 _LANE = np.zeros(1, np.int64)
+_ROUNDING = 1e-6
+"""Seconds by which a stamp may change on its way through messages."""
 
 
 class Playback:
@@ -77,7 +79,7 @@ class Playback:
         actions = np.asarray(chunk.actions)
         if actions.ndim != 2 or actions.shape[1] != self._size or not len(actions) or actions.dtype.kind != "f":
             return "malformed"
-        if chunk.observation_stamp < self._since or chunk.observation_seq > self.step:
+        if chunk.observation_stamp < self._since - _ROUNDING or chunk.observation_seq > self.step:
             return "flushed"
         consumed = self.step - chunk.observation_seq
         if consumed >= min(len(actions), self._playable):

@@ -69,12 +69,12 @@ class PolicyServer:
         self._seq: int | None = None
 
     def serve_once(self, timeout: float = 0.0) -> bool:
-        """Answer the oldest unread observation, waiting up to ``timeout`` seconds; return whether there was one."""
+        """Answer the unread observations, waiting up to ``timeout`` seconds for one; return whether there was any."""
         waiting = []
         observation = self.link.receive_observation(timeout)
         while observation is not None:
             waiting.append(observation)
-            observation = self.link.receive_observation(0.0) if len(waiting) <= _BACKLOG else None
+            observation = self.link.receive_observation(0.0)
         if len(waiting) > _BACKLOG:
             self.report.skipped += len(waiting) - 1
             waiting = waiting[-1:]

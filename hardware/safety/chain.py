@@ -106,6 +106,16 @@ class SafetyChain:
         """Whether the commanded motion has not yet come to rest."""
         return self._motion.moving
 
+    @property
+    def step(self) -> np.ndarray:
+        """(A,) displacement from the command before to the last one."""
+        return self._motion.step
+
+    @property
+    def largest_change(self) -> np.ndarray:
+        """(A,) by how much `step` may change per tick."""
+        return self._motion.largest_change
+
     def anchor(self, command: np.ndarray) -> None:
         """Start from ``command`` (A,) at rest, on connecting or after a reset of the scene."""
         self._motion.anchor(command)
@@ -166,6 +176,9 @@ class SafetyChain:
         flags = 0
         if not -_AHEAD <= now - observation.stamp <= config.max_state_age:
             flags |= SafetyFlag.STATE_STALE
+        for value in observation.values.values():
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                flags |= SafetyFlag.OBSERVATION_NOT_FINITE
         for stamp in observation.stamps.values():
             if not -_AHEAD <= now - stamp <= config.max_camera_age:
                 flags |= SafetyFlag.CAMERA_STALE

@@ -42,11 +42,19 @@ class SafetyFlag(IntFlag):
     """No planned action is left (set by the executor)."""
     ROBOT_FAULT = 1 << 16
     """The robot did not answer or refused a command (set by the executor)."""
+    OBSERVATION_NOT_FINITE = 1 << 17
+    """Stage 2: the robot measured NaN or infinity."""
 
 
 STALENESS = SafetyFlag.COMMAND_STALE | SafetyFlag.STATE_STALE | SafetyFlag.CAMERA_STALE | SafetyFlag.OPERATOR_LOST
 """Flags of stage 2."""
-HOLDING_FAULTS = SafetyFlag.ACTION_MALFORMED | SafetyFlag.ACTION_NOT_FINITE | STALENESS | SafetyFlag.POLICY_STARVED
+HOLDING_FAULTS = (
+    SafetyFlag.ACTION_MALFORMED
+    | SafetyFlag.ACTION_NOT_FINITE
+    | STALENESS
+    | SafetyFlag.OBSERVATION_NOT_FINITE
+    | SafetyFlag.POLICY_STARVED
+)
 """Flags after which the arbiter holds until somebody takes over or hands back."""
 STOPPING_FAULTS = (
     SafetyFlag.TRACKING_ERROR | SafetyFlag.POST_CHECK_FAILED | SafetyFlag.EXCEPTION | SafetyFlag.ROBOT_FAULT

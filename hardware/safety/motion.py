@@ -63,6 +63,7 @@ class MotionLimiter:
         self._last_target = self.position
         self._room = np.zeros((2, *low.shape))
         self._behind = False
+        self._rounding = 1e-6 * np.maximum(np.abs(low), np.abs(high))
 
     def anchor(self, position: np.ndarray) -> None:
         """Start from ``position`` (A,) at rest; a start outside the range is kept and may only move inwards."""
@@ -84,28 +85,30 @@ class MotionLimiter:
     def limit(self, target: np.ndarray) -> tuple[np.ndarray, int]:
         """Return the permitted command (A,) nearest to ``target`` (A,) along the way, and the flags of what limited it.
 
-        ``target`` itself is returned, bit for bit, if it keeps all limits.
+        ``target`` itself is returned, bit for bit, if it keeps all limits (or breaks the range by no more than the
+        rounding of single precision, which is not an intervention).
         """
         position, step, change = self.position, self.step, self._change
+        asked, target = target, np.minimum(np.maximum(target, self._low_now), self._high_now)
         wanted = target - position
         np.subtract(self._high_now, position, out=self._room[0])
         np.subtract(position, self._low_now, out=self._room[1])
         upper, lower = braking_step(self._room, change)
         lower = -lower
         size, turn = np.abs(wanted), np.abs(wanted - step)
-        outside = (wanted > upper) | (wanted < lower)
+        outside = (wanted > upper) | (wanted < lower) | (np.abs(asked - target) > self._rounding)
         fast, sudden = size > self.largest_step, turn > self.largest_change
         drift = target - self._last_target
         self._last_target = target
         if not (self._behind or (outside | fast | sudden).any()):
-            return self._bounded(target), 0
+            return target, 0
         # Approach no faster than one can brake to the target (relative to its own motion): no overshoot, no hunting.
         direction = np.sign(wanted)
         approach = np.maximum(braking_step(size, change) + direction * drift, 0.0)
         sudden |= size > approach
         self._behind = bool((outside | fast | sudden).any())
         if not self._behind:
-            return self._bounded(target), 0
+            return target, 0
         flags = 0
         if outside.any():
             flags |= SafetyFlag.POSITION_LIMITED

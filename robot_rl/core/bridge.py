@@ -12,7 +12,7 @@ import numpy as np
 
 from robot_rl.core.clock import Rate
 from robot_rl.core.env import Observation, Step, VecEnv
-from robot_rl.core.errors import ConfigError, HardwareError
+from robot_rl.core.errors import HardwareError
 from robot_rl.core.robot import Limits, Robot, RobotState, StampedObservation, StopKind
 
 logger = logging.getLogger(__name__)
@@ -24,9 +24,9 @@ class EnvRobot:
     In real time a thread of its own advances the physics at absolute deadlines and applies the newest command, held
     until the next, as a real drive does. In lock-step nothing moves until `advance` is called.
 
-    Environments of our engine (``set_action``, ``advance``, ``observe``) run at ``tick_rate_hz``, several ticks per
-    control step; any other environment runs one control step at a time. At the end of an episode the scene is set
-    up anew if ``restart`` is given (`epoch` counts that); otherwise the episode never ends.
+    Environments of our engine (``set_action``, ``advance``, ``observe``) run several ticks per control step; any
+    other runs one control step at a time. At the end of an episode the scene is set up anew if ``restart`` is given
+    (`epoch` counts that); otherwise the episode never ends.
     """
 
     def __init__(
@@ -45,14 +45,11 @@ class EnvRobot:
         Args:
             env: the environment; all its lanes are stepped, the others with the same command.
             lane: which lane is the robot.
-            tick_rate_hz: how often the physics is advanced and measured; a whole multiple of the control rate.
+            tick_rate_hz: how often the physics is advanced and measured at most; see the property for what it is.
             restart: start a new episode when one ends.
             seed: of the first episode.
             lock_step: start no thread; the caller calls `advance`.
             clock: monotonic time in seconds.
-
-        Raises:
-            ConfigError: the rates do not fit.
         """
         self.env, self.lane, self.spec = env, lane, env.spec
         self.restart, self.lock_step = restart, lock_step
@@ -148,15 +145,13 @@ class EnvRobot:
 
     # ---- inside -----------------------------------------------------------------------------------------------------
 
-    def _divide(self, tick_rate_hz: float) -> tuple[int, int]:
-        """Return (ticks per control step, substeps per tick)."""
+    def _divide(self, most_hz: float) -> tuple[int, int]:
+        """Return (ticks per control step, substeps per tick) for the fastest ticks of at most ``most_hz``."""
         if not self._fine:
             return 1, 0
-        ticks = round(tick_rate_hz / self.spec.rate_hz)
         substeps: int = self.env.substeps  # type: ignore[attr-defined]
-        if ticks < 1 or abs(ticks * self.spec.rate_hz - tick_rate_hz) > 1e-6 * tick_rate_hz or substeps % ticks:
-            possible = ", ".join(f"{self.spec.rate_hz * n:g}" for n in range(1, substeps + 1) if substeps % n == 0)
-            raise ConfigError(f"a tick rate of {tick_rate_hz:g} Hz does not divide the physics; possible: {possible}")
+        most = max(1, int(most_hz / self.spec.rate_hz + 1e-6))
+        ticks = max(n for n in range(1, substeps + 1) if substeps % n == 0 and n <= most)
         return ticks, substeps // ticks
 
     def _actions(self) -> np.ndarray:

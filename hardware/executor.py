@@ -1,0 +1,497 @@
+"""The executor: the one loop that writes commands to a robot, and the last word on every one of them.
+
+Each tick, at absolute deadlines: observe the robot; read operator and emergency stop; let the arbiter decide who
+writes; at the start of a policy step send the observation and take in the chunks that came back; ask the writer for a
+command; pass it through the safety chain; send it. Safety sits here, in the same thread as the last writer.
+
+With a lock-step link and a virtual clock, `Executor.tick` is called by a test instead of `Executor.run`, and plays
+exactly the actions that evaluation plays.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hardware.arbiter import Arbiter, ArbiterConfig, Mode
+from hardware.operator import OperatorInbox
+from hardware.playback import Playback
+from hardware.realtime import release_realtime, request_realtime
+from hardware.recorder import ExecutedStep, Recorder
+from hardware.safety.chain import SafetyChain, SafetyConfig, Situation, Verdict
+from hardware.safety.flags import HOLDING_FAULTS, STOPPING_FAULTS, SafetyFlag, flag_names
+from hardware.safety.workspace import Workspace
+from hardware.statistics import Durations
+from hardware.transport import ExecutorLink, ExecutorStatus
+from robot_rl.core.clock import Rate
+from robot_rl.core.errors import ConfigError
+from robot_rl.core.robot import Robot, RobotState, StampedObservation, StopKind
+from robot_rl.core.teleop import OperatorEvent, Teleop
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ExecutorConfig:
+    """How the executor runs. Ages and times are in seconds."""
+
+    tick_rate_hz: float = 100.0
+    """Commands per second; a whole multiple of the policy's rate."""
+    execute_steps: int = 8
+    """Actions of a chunk that are executed before the next one is due; 1 for closed-loop policies."""
+    late_steps: int = 2
+    """Further actions that may be played while a chunk is late; then the robot stops."""
+    interpolation: str = "hold"
+    """Between policy steps: hold the action (as in evaluation), or approach it linearly by its step's end."""
+    blend_seconds: float = 0.3
+    """Time over which control is handed to the policy after enabling or a hand-back."""
+    human_speed: float = 0.5
+    """Speed of a full operator deflection, as a share of the velocity limit."""
+    takeover_by_motion: bool = True
+    """Whether moving the operator's device takes over, without the take-over key."""
+    autostart: bool = False
+    """Enable by itself as soon as the policy answers; for robots without an operator."""
+    max_command_age: float = 0.0
+    """Largest age of the observation behind a policy's command; 0 derives it from the steps above."""
+    max_state_age: float = 0.1
+    """Largest age of the robot's measurement."""
+    max_camera_age: float = 0.25
+    """Largest age of an image."""
+    operator_timeout: float = 0.25
+    """Largest time without a sign of life from the operator who drives."""
+    tracking_seconds: float = 0.5
+    """Lag behind the command that counts as a fault, in seconds at the velocity limit; 0 switches the check off."""
+    status_rate_hz: float = 10.0
+    """Status messages per second."""
+    realtime_priority: int = 50
+    """Real-time priority (SCHED_FIFO) of the loop where the system permits it; 0 asks for none."""
+
+
+class Executor:
+    """Runs one robot. Call `connect`, then `run` (or `tick` in lock-step), then `shut_down`."""
+
+    def __init__(
+        self,
+        robot: Robot,
+        link: ExecutorLink,
+        config: ExecutorConfig | None = None,
+        *,
+        teleop: Teleop | None = None,
+        recorder: Recorder | None = None,
+        workspace: Workspace | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Set up the loop; nothing moves and nothing is opened yet.
+
+        Args:
+            robot: what is commanded; its spec's rate is the policy's.
+            link: the executor's end of a transport.
+            config: settings.
+            teleop: connected local operator device.
+            recorder: where executed steps go.
+            workspace: box and planes that the tool must not leave.
+            clock: monotonic time in seconds.
+
+        Raises:
+            ConfigError: the tick rate is no whole multiple of the policy's rate.
+        """
+        config = config or ExecutorConfig()
+        self.robot, self.link, self.config, self.recorder, self._now = robot, link, config, recorder, clock
+        self.ticks_per_step = ticks_per_step(config.tick_rate_hz, robot.spec.rate_hz)
+        self.dt = 1.0 / config.tick_rate_hz
+        resting = rate_elements(robot)
+        self.safety = SafetyChain(robot.limits, self.dt, _tolerances(config, robot.spec.rate_hz), workspace, resting)
+        self.arbiter = Arbiter(
+            ArbiterConfig(takeover_by_motion=config.takeover_by_motion, heartbeat_timeout=config.operator_timeout)
+        )
+        size = robot.spec.action.size
+        self.playback = Playback(
+            size, self.ticks_per_step, config.execute_steps, config.late_steps, config.interpolation
+        )
+        self.operator = OperatorInbox(link, teleop, size, clock)
+        self.counters: Counter[str] = Counter()
+        """Chunks and steps by what happened to them."""
+        self.lateness, self.latency, self.round_trip = Durations(), Durations(), Durations()
+        """Lateness of ticks; age of the observation when its command is sent; from an observation to its chunk."""
+        self.missed_ticks = 0
+        self.ready = threading.Event()
+        """Set when the first chunk has arrived."""
+        self.robot_confirmed_stop: bool | None = None
+        """Whether the robot confirmed the stop at the end."""
+        self._resting = resting
+        self._human_scale = config.human_speed * np.asarray(robot.limits.velocity, float) * self.dt
+        self._human_rate = config.human_speed * np.maximum(np.abs(robot.limits.low), np.abs(robot.limits.high))
+        self._tick = 0
+        self._epoch = 0
+        self._flushed, self._new_episode = False, False
+        self._auto_since = -np.inf
+        self._anchor = np.zeros(size)
+        self._started = 0.0
+        self._next_status = -np.inf
+        self._outcomes = 0
+        self._mode = Mode.IDLE
+        self._observation = StampedObservation({}, -1, -np.inf)
+        self._step_observation = self._observation
+        self._step_flags, self._step_human = 0, False
+        self._human_target: np.ndarray | None = None
+
+    # ---- life cycle -------------------------------------------------------------------------------------------------
+
+    def connect(self) -> None:
+        """Connect the robot and take its present place as the first command."""
+        self.robot.connect()
+        self._observation = self.robot.observe()
+        self._epoch = getattr(self.robot, "epoch", 0)
+        self.safety.anchor(self.robot.hold_command())
+        self._started = self._now()
+
+    def run(self, stop: threading.Event, seconds: float = 0.0, patience: float = 120.0) -> None:
+        """Tick in real time until ``stop`` is set, or for ``seconds`` (if positive) after the policy first answered.
+
+        Args:
+            stop: ends the loop.
+            seconds: how long to run, 0 for no limit.
+            patience: seconds to wait for the policy's first answer where ``seconds`` limits the run.
+        """
+        realtime = request_realtime(self.config.realtime_priority)
+        gc.collect()
+        gc.freeze()
+        rate = Rate(self.config.tick_rate_hz, self._now)
+        deadline = self._now() + patience if seconds > 0 else np.inf
+        waiting = True
+        while not stop.is_set() and self._now() < deadline:
+            self.lateness.add(rate.wait())
+            self.missed_ticks = rate.missed
+            self.tick()
+            if waiting and seconds > 0 and self.ready.is_set():
+                waiting, deadline = False, self._now() + seconds
+        if waiting and seconds > 0:
+            logger.error("the policy never answered")
+        self._settle(rate)
+        if realtime:
+            release_realtime()
+
+    def shut_down(self) -> None:
+        """Send a last hold, ask the robot to stop, and disconnect it; the report says whether it confirmed."""
+        self._ask_to_stop()
+        self._publish(self._now())
+        self.robot.disconnect()
+
+    def _ask_to_stop(self) -> None:
+        """Ask the robot itself to stop, and say so loudly if it did not confirm."""
+        try:
+            self.robot_confirmed_stop = self.robot.stop(StopKind.CONTROLLED)
+        except Exception:
+            logger.exception("the robot did not take the stop")
+            self.robot_confirmed_stop = False
+        if not self.robot_confirmed_stop:
+            logger.error("STOP NOT CONFIRMED by the robot: treat it as live")
+
+    def _settle(self, rate: Rate) -> None:
+        """Brake to a standstill with nobody writing, for at most two seconds."""
+        self.arbiter.hold(self._now(), "shutdown")
+        self.arbiter.plan_requested = False
+        for _ in range(int(2.0 * self.config.tick_rate_hz)):
+            rate.wait()
+            self.tick(closing=True)
+            if not self.safety.moving:
+                break
+
+    # ---- one tick ---------------------------------------------------------------------------------------------------
+
+    def tick(self, closing: bool = False) -> Verdict:
+        """Run one tick and return what was sent; ``closing`` ignores the operator's wishes except a stop.
+
+        An exception anywhere in the tick is a latched stop, and the brake is sent all the same.
+        """
+        now = self._now()
+        try:
+            return self._run_tick(now, closing)
+        except Exception:
+            logger.exception("executor: exception; the robot is stopped")
+            self.arbiter.stop(now, "exception")
+            self.safety.note(SafetyFlag.EXCEPTION, now)
+            verdict = self.safety.filter(None, Situation(now, self._observation, estop=True))
+            self._send(verdict.command)
+            self._tick += 1
+            return Verdict(verdict.command, verdict.flags | SafetyFlag.EXCEPTION)
+
+    def _run_tick(self, now: float, closing: bool) -> Verdict:
+        flags = self._observe(now)
+        events, estop = self.operator.poll()
+        if closing:
+            events = tuple(event for event in events if event is OperatorEvent.EMERGENCY_STOP)
+        elif self.config.autostart and self.arbiter.reason == "started" and self.ready.is_set():
+            events = (*events, OperatorEvent.ENABLE)
+        self._verdicts(events)
+        stopped_by = self.arbiter.reason if self.arbiter.mode is Mode.STOPPED else ""
+        if (
+            self.arbiter.update(now, self.operator.reading, events, estop) is Mode.IDLE
+            and stopped_by == "tracking_error"
+        ):
+            self.safety.anchor(self.robot.hold_command())  # the old command is where the robot could not go
+        phase = self._tick % self.ticks_per_step
+        if phase == 0:
+            self._begin_step(now)
+        self._take_chunks(now, phase)
+        self._enter(now)
+        target, stamp, starved = self._target(now, phase)
+        verdict = self.safety.filter(target, self._situation(now, stamp))
+        flags |= verdict.flags | starved
+        flags |= self._send(verdict.command)
+        self._judge(flags, now)
+        self._note_step(flags, phase)
+        self._tick += 1
+        if now >= self._next_status or self.arbiter.mode is not self._mode:
+            self._publish(now)
+        return Verdict(verdict.command, int(flags))
+
+    def _observe(self, now: float) -> int:
+        """Take the newest measurement; a robot that was put elsewhere by its scene is taken up where it is."""
+        try:
+            self._observation = self.robot.observe()
+            epoch = getattr(self.robot, "epoch", 0)
+            if epoch != self._epoch:
+                self._epoch = epoch
+                self._restart(now)
+            return SafetyFlag.ROBOT_FAULT if self.robot.state() is RobotState.FAULT else 0
+        except Exception as error:
+            if not self.counters["observe_failures"]:
+                logger.exception("the robot cannot be observed: %s", error)
+            self.counters["observe_failures"] += 1
+            return SafetyFlag.ROBOT_FAULT
+
+    def _restart(self, now: float) -> None:
+        """Go on in a scene that was set up anew: a new episode for policy and record."""
+        self._record_step()
+        self._step_observation = StampedObservation({}, -1, -np.inf)
+        self.safety.anchor(self.robot.hold_command())
+        outcomes = getattr(self.robot, "outcomes", [])
+        self._end_episode(outcomes[-1] if outcomes else None)
+        if self.arbiter.mode is Mode.AUTO or self.arbiter.plan_requested:
+            self.arbiter.request_plan(now, "episode_restart")
+        self._flushed, self._new_episode = False, True
+        self._tick = 0
+
+    def _begin_step(self, now: float) -> None:
+        """Start a policy step: close the record of the last one, and send the observation."""
+        self._record_step()
+        self.playback.advance()
+        if self._new_episode or (self.arbiter.plan_requested and not self._flushed):
+            self._flushed = self.arbiter.plan_requested
+            self.playback.flush(self._observation.stamp, self._new_episode or self.arbiter.reason == "enabled")
+            self._new_episode = False
+        self._step_observation = self._observation
+        if self.arbiter.mode is not Mode.STOPPED:
+            observed = self._observation
+            self.link.send_observation(
+                StampedObservation(observed.values, self.playback.step, observed.stamp, observed.stamps)
+            )
+
+    def _take_chunks(self, now: float, phase: int) -> None:
+        while (chunk := self.link.poll_chunk()) is not None:
+            self.counters["chunks_received"] += 1
+            self.ready.set()
+            problem = self.playback.accept(chunk, phase)
+            if problem:
+                self.counters[f"chunks_{problem}"] += 1
+                logger.info(
+                    "chunk of step %d discarded at step %d: %s", chunk.observation_seq, self.playback.step, problem
+                )
+            else:
+                self.round_trip.add(now - chunk.observation_stamp)
+                self._late(chunk.observation_seq)
+
+    def _late(self, seq: int) -> None:
+        self.counters["chunks_accepted"] += 1
+        self.counters["chunks_entered_late"] += self.playback.step > seq
+
+    def _enter(self, now: float) -> None:
+        """Give control to the policy once it has planned from an observation made after it was asked."""
+        if not self.arbiter.plan_requested:
+            self._flushed = False
+        elif self._flushed and not self.playback.starved:
+            self.arbiter.plan_ready(now)
+            self._flushed = False
+            self._auto_since, self._anchor = now, self._rest()
+
+    def _rest(self) -> np.ndarray:
+        """Return the command (A,) that blending starts from: the last one, or zero for rates."""
+        return np.where(self._resting, 0.0, self.safety.command)
+
+    def _target(self, now: float, phase: int) -> tuple[np.ndarray | None, float, int]:
+        """Return the command (A,) that the writer wants, its stamp, and a flag if the policy has none."""
+        self._human_target = None
+        if self.arbiter.mode is Mode.HUMAN:
+            self._human_target = self._driven()
+            reading = self.operator.reading
+            return self._human_target, -np.inf if reading is None else reading.stamp, 0
+        if self.arbiter.mode is not Mode.AUTO:
+            return None, now, 0
+        wanted = self.playback.target(phase, self.safety.command)
+        if wanted is None:
+            return None, now, SafetyFlag.POLICY_STARVED
+        share = (now - self._auto_since + self.dt) / self.config.blend_seconds if self.config.blend_seconds > 0 else 1.0
+        if share < 1.0:
+            wanted = self._anchor + share * share * (3.0 - 2.0 * share) * (wanted - self._anchor)
+        return wanted, self.playback.stamp, 0
+
+    def _driven(self) -> np.ndarray:
+        """Return the operator's command (A,): the last one, moved at the wished speed within the acceleration limit."""
+        motion = self.operator.motion(self.config.operator_timeout)
+        step, change = self.safety.step, self.safety.largest_change
+        wish = np.minimum(np.maximum(motion * self._human_scale, step - change), step + change)
+        return np.where(self._resting, motion * self._human_rate, self.safety.command + wish)
+
+    def _situation(self, now: float, stamp: float) -> Situation:
+        measured = None
+        if self.config.tracking_seconds > 0 and not self._resting.all():
+            try:
+                measured = self.robot.hold_command()
+            except Exception as error:
+                logger.debug("no measured command: %s", error)  # the failure itself was flagged by `_observe`
+        return Situation(now, self._observation, self.arbiter.writer, stamp, self.arbiter.estop_latched, measured)
+
+    def _send(self, command: np.ndarray) -> int:
+        try:
+            self.robot.command(command)
+        except Exception as error:
+            if not self.counters["command_failures"]:
+                logger.exception("the robot did not take a command: %s", error)
+                self._ask_to_stop()
+            self.counters["command_failures"] += 1
+            return SafetyFlag.ROBOT_FAULT
+        self.latency.add(self._now() - self._observation.stamp)
+        return 0
+
+    def _judge(self, flags: int, now: float) -> None:
+        """Turn what went wrong into a change of mode; the command of this tick is a brake already."""
+        extra = flags & (SafetyFlag.POLICY_STARVED | SafetyFlag.ROBOT_FAULT)
+        if extra:
+            self.safety.note(extra, now)
+        if flags & STOPPING_FAULTS and self.arbiter.mode is not Mode.STOPPED:
+            self.arbiter.stop(now, flag_names(flags & STOPPING_FAULTS)[0])
+        elif flags & HOLDING_FAULTS:
+            resumable = not flags & HOLDING_FAULTS & ~SafetyFlag.POLICY_STARVED
+            self.arbiter.hold(now, flag_names(flags & HOLDING_FAULTS)[0], resumable)
+
+    # ---- record and status ------------------------------------------------------------------------------------------
+
+    def _verdicts(self, events: tuple[OperatorEvent, ...]) -> None:
+        for event in events:
+            if event in (OperatorEvent.SUCCESS, OperatorEvent.FAILURE):
+                self._end_episode(event is OperatorEvent.SUCCESS)
+
+    def _end_episode(self, success: bool | None) -> None:
+        self._outcomes += 1
+        if self.recorder is not None:
+            self.recorder.end_episode(success)
+
+    def _note_step(self, flags: int, phase: int) -> None:
+        self._step_flags |= int(flags)
+        self._step_human |= self.arbiter.mode is Mode.HUMAN
+
+    def _record_step(self) -> None:
+        """Hand the step that ends now to the recorder, unless the robot is idle."""
+        flags, human = self._step_flags, self._step_human
+        self._step_flags, self._step_human = 0, False
+        if self.recorder is None or self.arbiter.mode is Mode.IDLE or not self._step_observation.values:
+            return
+        command = self.safety.command
+        planned = self.playback.action()
+        self.recorder.add(
+            ExecutedStep(
+                observation=self._step_observation.values,
+                action=command,
+                policy_action=command if planned is None else planned,
+                human_action=command if self._human_target is None else self._human_target,
+                writer="human" if human else self.arbiter.writer,
+                mode=self.arbiter.mode,
+                reason=self.arbiter.reason,
+                safety_flags=flags,
+                stamp=self._step_observation.stamp,
+            )
+        )
+
+    def _publish(self, now: float) -> None:
+        self._mode = self.arbiter.mode
+        self._next_status = now + 1.0 / self.config.status_rate_hz
+        self.link.publish_status(self.status(now))
+
+    def status(self, now: float) -> ExecutorStatus:
+        """Return what the executor is doing at the monotonic time ``now``."""
+        elapsed = max(now - self._started, 1e-9)
+        loop = {"rate_hz": self.lateness.count / elapsed, "missed_ticks": float(self.missed_ticks)}
+        loop |= (
+            self.lateness.summary("lateness") | self.latency.summary("latency") | self.round_trip.summary("round_trip")
+        )
+        return ExecutorStatus(
+            mode=self.arbiter.mode.value,
+            writer=self.arbiter.writer,
+            reason=self.arbiter.reason,
+            seq=self.playback.step,
+            stamp=now,
+            estop_latched=self.arbiter.estop_latched,
+            counters={**self.counters, **self.safety.counts},
+            loop=loop,
+        )
+
+    def report(self) -> dict[str, Any]:
+        """Return JSON-ready figures of the whole run: loop and latency histograms, counters, changes of mode."""
+        return {
+            "tick_rate_hz": self.config.tick_rate_hz,
+            "policy_rate_hz": self.robot.spec.rate_hz,
+            "ticks": self.lateness.count,
+            "missed_ticks": self.missed_ticks,
+            "lateness": self.lateness.to_json(),
+            "observation_to_command": self.latency.to_json(),
+            "observation_to_chunk": self.round_trip.to_json(),
+            "chunks": {name: count for name, count in self.counters.items() if name.startswith("chunks")},
+            "safety": dict(self.safety.counts),
+            "robot_failures": {name: count for name, count in self.counters.items() if name.endswith("failures")},
+            "mode_changes": [
+                {"time": round(when - self._started, 4), "mode": mode.value, "reason": reason}
+                for when, mode, reason in self.arbiter.changes
+            ],
+            "final_stop_confirmed": self.robot_confirmed_stop,
+        }
+
+
+def ticks_per_step(tick_rate_hz: float, policy_rate_hz: float) -> int:
+    """Return how many ticks a policy step has; raises `ConfigError` unless that is a whole number."""
+    if policy_rate_hz <= 0 or tick_rate_hz <= 0:
+        raise ConfigError(f"rates must be positive, got {tick_rate_hz:g} Hz ticks and {policy_rate_hz:g} Hz policy")
+    ticks = round(tick_rate_hz / policy_rate_hz)
+    if ticks < 1 or abs(ticks * policy_rate_hz - tick_rate_hz) > 1e-6 * tick_rate_hz:
+        raise ConfigError(
+            f"a tick rate of {tick_rate_hz:g} Hz is no whole multiple of the policy's {policy_rate_hz:g} Hz"
+        )
+    return ticks
+
+
+def rate_elements(robot: Robot) -> np.ndarray:
+    """Return (A,) bool: the elements of the action that are rates, by their unit (``m/s``, ``rad/s``)."""
+    size = robot.spec.action.size
+    units = robot.spec.action.unit.split(",")
+    if len(units) == 1:
+        units *= size
+    return np.array([unit.strip().endswith("/s") for unit in units] if len(units) == size else [False] * size)
+
+
+def _tolerances(config: ExecutorConfig, policy_rate_hz: float) -> SafetyConfig:
+    derived = (config.execute_steps + config.late_steps) / policy_rate_hz + config.max_state_age
+    return SafetyConfig(
+        max_command_age=config.max_command_age or derived,
+        max_state_age=config.max_state_age,
+        max_camera_age=config.max_camera_age,
+        max_operator_age=config.operator_timeout,
+        tracking_seconds=config.tracking_seconds,
+    )

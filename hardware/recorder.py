@@ -1,0 +1,177 @@
+"""Records everything that is executed as a data set, with who acted and why, without ever blocking the control loop."""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hardware.arbiter import REASONS, Mode
+from hardware.safety.flags import SafetyFlag
+from robot_rl.core.spec import ArraySpec, Spec
+
+logger = logging.getLogger(__name__)
+
+ACTOR_CODES = {"none": -1, "policy": 0, "human": 1}
+"""Code of who wrote the executed action; -1 where nobody did and the robot braked or held."""
+MODE_CODES = {mode: code for code, mode in enumerate(Mode)}
+"""Code of the arbiter's mode."""
+REASON_CODES = {name: code for code, name in enumerate(REASONS)}
+"""Code of the reason for the mode."""
+
+
+@dataclass
+class ExecutedStep:
+    """One policy step as it really happened."""
+
+    observation: Mapping[str, np.ndarray]
+    """Observation at the beginning of the step."""
+    action: np.ndarray
+    """(A,) command at the end of the step: what was executed."""
+    policy_action: np.ndarray
+    """(A,) what the policy would have done; the executed action where it had no plan."""
+    human_action: np.ndarray
+    """(A,) what the operator asked for; the executed action where nobody drove."""
+    writer: str
+    """``policy``, ``human`` or ``none``; ``human`` if the operator drove at any tick of the step."""
+    mode: Mode
+    """Arbiter's mode at the end of the step."""
+    reason: str
+    """Why it was in that mode."""
+    safety_flags: int
+    """Interventions of all ticks of the step."""
+    stamp: float
+    """Monotonic time of the observation in seconds."""
+
+
+def recorded_extras(spec: Spec) -> dict[str, ArraySpec]:
+    """Return the columns of a recording besides observation and action."""
+    action = ArraySpec(spec.action.shape, "float32", spec.action.names, spec.action.unit)
+    return {
+        "actor": ArraySpec((1,), "int8"),
+        "policy_action": action,
+        "human_action": action,
+        "intervention": ArraySpec((1,), "bool"),
+        "safety_flags": ArraySpec((1,), "int32"),
+        "mode": ArraySpec((1,), "int8"),
+        "reason": ArraySpec((1,), "int16"),
+        "stamp": ArraySpec((1,), "float64", unit="s"),
+    }
+
+
+class Recorder:
+    """Writes executed steps in a background thread; when its queue is full, steps are dropped and counted."""
+
+    def __init__(self, root: str | Path, spec: Spec, *, task: str = "", depth: int = 400) -> None:
+        """Create the data set, or continue one.
+
+        Args:
+            root: directory of the data set.
+            spec: of the robot, at the policy's rate.
+            task: instruction of the episodes.
+            depth: steps that the queue holds (20 s at 20 Hz).
+
+        Raises:
+            DataError: the directory holds something else.
+            SpecMismatchError: it holds recordings of another robot.
+        """
+        from robot_rl.data.store import EpisodeWriter
+
+        root = Path(root)
+        append = (root / "meta" / "info.json").exists()
+        self.root, self.dropped, self.written, self.episodes = root, 0, 0, 0
+        self.failure: Exception | None = None
+        self._writer = EpisodeWriter(root, spec, task=task, extras=recorded_extras(spec), append=append)
+        self._queue: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
+        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+        self._thread.start()
+
+    def add(self, step: ExecutedStep) -> None:
+        """Queue one step; never blocks."""
+        self._put("step", step)
+
+    def end_episode(self, success: bool | None = None) -> None:
+        """Save what was added since the last episode, with the operator's or the task's verdict."""
+        self._put("end", success)
+
+    def close(self, timeout: float = 30.0) -> None:
+        """Save the present episode, write what is queued and end; waits up to ``timeout`` seconds."""
+        self._queue.put(("end", None), timeout=timeout)
+        self._queue.put(("close", None), timeout=timeout)
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            logger.error("recorder: did not finish within %.0f s", timeout)
+        if self.dropped:
+            logger.warning("recorder: %d steps were dropped because the disk was too slow", self.dropped)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what was recorded, for the report."""
+        failure = None if self.failure is None else str(self.failure)
+        return {
+            "path": str(self.root),
+            "steps": self.written,
+            "dropped": self.dropped,
+            "episodes": self.episodes,
+            "failure": failure,
+        }
+
+    def _put(self, kind: str, value: Any) -> None:
+        try:
+            self._queue.put_nowait((kind, value))
+        except queue.Full:
+            self.dropped += kind == "step"
+
+    def _run(self) -> None:
+        pending = 0
+        while True:
+            kind, value = self._queue.get()
+            if kind == "close":
+                break
+            if self.failure is not None:
+                self.dropped += kind == "step"
+                continue
+            try:
+                if kind == "step":
+                    self._write(value)
+                    pending += 1
+                    self.written += 1
+                elif pending:
+                    self._writer.save_episode(success=value)
+                    self.episodes += 1
+                    pending = 0
+            except Exception as error:
+                logger.exception("recorder: recording ended; the robot goes on")
+                self.failure = error
+        self._finish()
+
+    def _write(self, step: ExecutedStep) -> None:
+        self._writer.add(
+            step.observation,
+            step.action.astype(np.float32),
+            actor=ACTOR_CODES[step.writer],
+            policy_action=step.policy_action,
+            human_action=step.human_action,
+            intervention=step.writer == "human",
+            safety_flags=step.safety_flags,
+            mode=MODE_CODES[step.mode],
+            reason=REASON_CODES[step.reason],
+            stamp=step.stamp,
+        )
+
+    def _finish(self) -> None:
+        self._writer.close()
+        labels = {
+            "actor": ACTOR_CODES,
+            "mode": {mode.value: code for mode, code in MODE_CODES.items()},
+            "reason": REASON_CODES,
+            "safety_flags": {flag.name.lower(): int(flag) for flag in SafetyFlag if flag.name},
+        }
+        if (self.root / "meta").exists():
+            (self.root / "meta" / "labels.json").write_text(json.dumps(labels, indent=2))

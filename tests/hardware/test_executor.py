@@ -1,0 +1,369 @@
+"""The executor: faults end in a named, controlled stop within one tick; nobody moves the robot unasked."""
+
+import numpy as np
+import pytest
+from deployment_rig import Rig, WanderingPolicy
+
+from hardware.executor import ExecutorConfig, ticks_per_step
+from hardware.robots.fake import FakeRobot
+from hardware.safety.flags import flag_names
+from robot_rl.core.errors import ConfigError
+from robot_rl.core.policy import ActionChunk
+from robot_rl.core.robot import Limits, StopKind
+from robot_rl.core.teleop import OperatorEvent
+
+FAST = Limits(-np.ones(3), np.ones(3), 2 * np.ones(3), 20 * np.ones(3))
+
+
+def brakes_to_a_stop(rig):
+    """Whether the command slows in every tick from now on until it stands still."""
+    sizes = rig.moved(40)
+    return (np.diff(sizes) <= 1e-12).all() and sizes[-1] == 0.0
+
+
+def test_the_policy_drives_once_enabled_and_not_before():
+    rig = Rig()
+    assert not rig.moved(20).any()
+    assert rig.mode == "idle"
+    rig.start()
+    assert rig.moved(40).max() > 0
+    assert rig.executor.safety.counts["post_check_failed"] == 0
+
+
+def test_a_nan_action_brakes_in_its_own_tick_and_is_named(caplog):
+    class Broken(WanderingPolicy):
+        def plan(self, history):
+            chunk = super().plan(history)
+            if self.planned > 2:
+                chunk[:, 0, 1] = np.nan
+            return chunk
+
+    rig = Rig(Broken(FakeRobot().spec))
+    rig.start()
+    while rig.policy.planned < 3:
+        verdict = rig.tick()
+    assert "action_not_finite" in flag_names(verdict.flags)
+    assert np.isfinite(verdict.command).all()
+    assert (rig.mode, rig.reason) == ("hold", "action_not_finite")
+    assert brakes_to_a_stop(rig)
+    assert "action_not_finite" in caplog.text
+    assert np.isfinite(rig.plain.commands).all()
+
+
+def test_a_dead_policy_starves_into_a_hold_after_its_last_permitted_action():
+    rig = Rig(late_steps=1).start()
+    rig.alive = False
+    allowed = (rig.policy.execute_steps + 1) * rig.executor.ticks_per_step
+    rig.tick(count=allowed - 1)
+    assert rig.mode == "auto"
+    verdict = rig.tick()
+    assert flag_names(verdict.flags) == ["policy_starved"]
+    assert (rig.mode, rig.reason) == ("hold", "policy_starved")
+    assert brakes_to_a_stop(rig)
+    rig.tick(count=100)
+    rig.alive = True
+    rig.tick(count=20)
+    assert rig.mode == "hold"  # too late to go on by itself
+    rig.tick(OperatorEvent.HAND_BACK)
+    rig.tick(count=5)
+    assert rig.mode == "auto"
+
+
+def test_a_short_stall_of_the_policy_resumes_with_a_fresh_plan():
+    rig = Rig(late_steps=0).start()
+    rig.alive = False
+    rig.tick(count=25)
+    assert rig.mode == "hold"
+    rig.alive = True
+    rig.tick(count=6)
+    assert (rig.mode, rig.reason) == ("auto", "policy_resumed")
+
+
+def test_a_stale_policy_is_discarded_by_its_step_and_starves():
+    rig = Rig().start()
+    kept = []
+    send = rig.transport.policy.send_chunk
+    rig.server.link.send_chunk = kept.append  # the network holds everything back ...
+    rig.tick(count=150)
+    assert rig.mode == "hold"
+    before = rig.executor.safety.command.copy()
+    for chunk in kept:  # ... and delivers it at once
+        send(ActionChunk(chunk.actions + 5.0, chunk.observation_seq, chunk.observation_stamp))
+    rig.tick(count=20)
+    assert (rig.mode, rig.reason) == ("hold", "policy_starved")
+    assert (rig.executor.safety.command == before).all()
+    counters = rig.executor.counters
+    assert counters["chunks_late"] >= 4
+
+
+def test_an_old_command_is_stale_by_its_stamp():
+    rig = Rig(max_command_age=0.055).start()
+    verdicts = [rig.tick() for _ in range(7)]
+    assert "command_stale" not in flag_names(verdicts[4].flags)
+    assert any(flag_names(v.flags) == ["command_stale"] for v in verdicts[5:])
+    assert (rig.mode, rig.reason) == ("hold", "command_stale")
+
+
+def test_a_frozen_camera_clock_stops_within_one_tick_of_its_limit(caplog):
+    rig = Rig(camera=True, faulty=True, max_camera_age=0.2).start()
+    rig.tick(count=10)
+    rig.robot.faults.freeze_cameras = True
+    flags = [flag_names(rig.tick().flags) for _ in range(30)]
+    first = next(i for i, names in enumerate(flags) if "camera_stale" in names)
+    assert first in (19, 20, 21)
+    assert rig.reason == "camera_stale"
+    assert "camera_stale" in caplog.text
+    assert not rig.moved(30)[-1]
+
+
+@pytest.mark.parametrize(
+    ("fault", "mode", "name"),
+    [
+        ("freeze", "hold", "state_stale"),
+        ("not_a_number", "hold", "observation_not_finite"),
+        ("disconnected", "stopped", "robot_fault"),
+        ("stuck", "stopped", "tracking_error"),
+        ("drop_commands", "stopped", "tracking_error"),
+    ],
+)
+def test_faults_of_the_robot_are_named_and_stop_it(fault, mode, name, caplog):
+    policy = WanderingPolicy(FakeRobot().spec, speed=0.03)
+    rig = Rig(policy, faulty=True, limits=FAST, tracking_seconds=0.02).start()
+    rig.tick(count=7)
+    setattr(rig.robot.faults, fault, True)
+    seen = set()
+    for _ in range(40):
+        seen |= set(flag_names(rig.tick().flags))
+        if rig.mode != "auto":
+            break
+    assert name in seen
+    assert (rig.mode, rig.reason) == (mode, name)
+    assert name in caplog.text
+    assert brakes_to_a_stop(rig)
+
+
+def test_a_delay_within_the_tolerance_changes_nothing():
+    rig = Rig(faulty=True).start()
+    rig.robot.faults.delay = 5
+    rig.tick(count=50)
+    assert rig.mode == "auto"
+
+
+def test_commands_outside_every_limit_are_clamped_and_named():
+    class Wild(WanderingPolicy):
+        def plan(self, history):
+            self.planned += 1
+            return np.full((1, self.horizon, 3), 1e6 * (-1) ** self.planned, np.float32)
+
+    rig = Rig(Wild(FakeRobot().spec)).start()
+    names = set()
+    for _ in range(300):
+        names |= set(flag_names(rig.tick().flags))
+    commands = np.array(rig.plain.commands)
+    limits, dt = rig.plain.limits, rig.executor.dt
+    assert {"position_limited", "velocity_limited", "acceleration_limited"} <= names
+    assert (np.abs(commands) <= 1.0).all()
+    assert (np.abs(np.diff(commands, axis=0)) <= limits.velocity * dt + 1e-12).all()
+    assert (np.abs(np.diff(commands, n=2, axis=0)) <= limits.acceleration * dt**2 + 1e-12).all()
+    assert rig.mode == "auto"
+
+
+def test_after_an_emergency_stop_nothing_moves_until_reset_and_enabled():
+    rig = Rig().start()
+    rig.tick(count=10)
+    verdict = rig.tick(OperatorEvent.EMERGENCY_STOP)
+    assert "emergency_stop" in flag_names(verdict.flags)
+    assert rig.mode == "stopped"
+    assert brakes_to_a_stop(rig)
+    for event in (OperatorEvent.ENABLE, OperatorEvent.HAND_BACK, OperatorEvent.TAKE_OVER):
+        rig.tick(event)
+        assert not rig.moved(10).any()
+    rig.steering = np.ones(3)
+    assert not rig.moved(30).any()
+    rig.steering = np.zeros(3)
+    rig.tick(OperatorEvent.RESET)
+    assert rig.mode == "idle"
+    for event in (OperatorEvent.HAND_BACK, OperatorEvent.TAKE_OVER):
+        rig.tick(event)
+        assert not rig.moved(10).any()
+    rig.tick(OperatorEvent.ENABLE)
+    assert rig.moved(30).max() > 0
+    assert rig.mode == "auto"
+
+
+def test_a_remote_emergency_stop_stays_until_it_is_released_and_reset():
+    rig = Rig().start()
+    rig.transport.set_estop(True)
+    rig.tick()
+    assert rig.mode == "stopped"
+    rig.tick(OperatorEvent.RESET)
+    assert rig.mode == "stopped"
+    rig.transport.set_estop(False)
+    rig.tick(count=5)
+    assert rig.mode == "stopped"
+    rig.tick(OperatorEvent.RESET)
+    assert rig.mode == "idle"
+
+
+def test_reset_and_enable_in_one_reading_do_not_start_the_robot():
+    rig = Rig().start()
+    rig.tick(OperatorEvent.EMERGENCY_STOP)
+    rig.tick(count=30)
+    rig.tick(OperatorEvent.RESET, OperatorEvent.ENABLE)
+    assert rig.mode == "idle"
+    assert not rig.moved(10).any()
+
+
+def test_one_press_takes_over_within_one_tick():
+    rig = Rig().start()
+    rig.tick(count=7)
+    rig.tick(OperatorEvent.TAKE_OVER)
+    assert (rig.mode, rig.reason) == ("human", "operator_takeover")
+
+
+def test_one_motion_key_takes_over_within_one_tick_and_moves_from_the_last_command():
+    rig = Rig().start()
+    rig.tick(count=7)
+    before = rig.executor.safety.command.copy()
+    rig.steering = np.array([1.0, 0.0, 0.0])
+    rig.tick()
+    assert (rig.mode, rig.reason) == ("human", "operator_motion")
+    assert np.abs(rig.executor.safety.command - before).max() <= 1.0 * rig.executor.dt
+    rig.tick(count=50)
+    assert rig.executor.safety.command[0] - before[0] > 0.1
+    assert rig.mode == "human"
+
+
+def test_losing_the_operator_who_drives_is_a_hold_and_never_auto():
+    rig = Rig().start()
+    rig.tick(OperatorEvent.TAKE_OVER)
+    rig.steering = np.array([1.0, 0.0, 0.0])
+    rig.tick(count=20)
+    rig.operator_alive = False
+    rig.tick(count=24)
+    assert rig.mode == "human"
+    rig.tick(count=3)
+    assert (rig.mode, rig.reason) == ("hold", "operator_lost")
+    assert brakes_to_a_stop(rig)
+    rig.tick(count=200)
+    assert rig.mode == "hold"
+
+
+def test_hand_back_flushes_the_queue_and_blends_from_the_last_command():
+    rig = Rig(blend_seconds=0.3).start()
+    rig.tick(count=50)
+    rig.tick(OperatorEvent.TAKE_OVER)
+    rig.steering = np.array([1.0, 0.0, 0.0])
+    rig.tick(count=60)
+    rig.steering = np.zeros(3)
+    rig.tick(count=40)
+    planned, step = rig.policy.planned, rig.executor.playback.step
+    before = rig.executor.safety.command.copy()
+    rig.tick(OperatorEvent.HAND_BACK)
+    rig.tick(count=rig.executor.ticks_per_step)
+    assert (rig.mode, rig.reason) == ("auto", "hand_back")
+    assert rig.policy.planned == planned + 1
+    assert rig.executor.playback.step > step + 100
+    assert np.abs(rig.executor.safety.command - before).max() < 2e-3
+    assert rig.moved(60).max() <= 1.0 * rig.executor.dt
+
+
+def test_a_hand_back_right_after_the_takeover_is_flicker():
+    rig = Rig().start()
+    rig.tick(OperatorEvent.TAKE_OVER)
+    rig.tick(count=5)
+    rig.tick(OperatorEvent.HAND_BACK)
+    assert rig.mode == "human"
+    rig.tick(count=20)
+    rig.tick(OperatorEvent.HAND_BACK)
+    rig.tick(count=5)
+    assert rig.mode == "auto"
+
+
+def test_a_device_that_never_rests_does_not_take_over_again():
+    rig = Rig().start()
+    rig.steering = np.array([0.5, 0.0, 0.0])
+    rig.tick(count=30)
+    assert rig.mode == "human"
+    rig.tick(OperatorEvent.HAND_BACK)
+    rig.tick(count=30)
+    assert rig.mode == "auto"
+    rig.steering = np.zeros(3)
+    rig.tick(count=20)
+    rig.steering = np.array([0.5, 0.0, 0.0])
+    rig.tick()
+    assert rig.mode == "human"
+
+
+def test_late_and_disordered_chunks_are_entered_at_the_consumed_count():
+    rig = Rig(late_steps=4)
+    rig.transport.on_observation = None
+    playback = rig.executor.playback
+    rig.tick(OperatorEvent.ENABLE)
+    actions = np.tile(0.001 * np.arange(8, dtype=np.float32)[:, None], (1, 3))
+    rig.tick(count=5)
+    stamp = rig.executor._step_observation.stamp
+    seq = playback.step - 1
+    rig.transport.policy.send_chunk(ActionChunk(actions, seq, stamp))
+    rig.tick()
+    assert rig.mode == "auto"
+    np.testing.assert_array_equal(playback.action(), actions[1])
+    rig.transport.policy.send_chunk(ActionChunk(actions + 1, seq - 1, stamp))
+    rig.tick()
+    np.testing.assert_array_equal(playback.action(), actions[1])
+    rig.transport.policy.send_chunk(ActionChunk(actions + 1, seq + 50, stamp))
+    rig.tick(count=5)
+    np.testing.assert_array_equal(playback.action(), actions[2])
+    rig.transport.policy.send_chunk(ActionChunk(actions[:, :2], seq + 1, stamp))
+    rig.tick()
+    counters = rig.executor.counters
+    assert counters["chunks_out_of_order"] == counters["chunks_flushed"] == counters["chunks_malformed"] == 1
+
+
+def test_linear_interpolation_reaches_each_action_at_the_end_of_its_step():
+    quick = Limits(FAST.low, FAST.high, FAST.velocity, 100 * FAST.acceleration)
+    rig = Rig(interpolation="linear", limits=quick).start()
+    for _ in range(20):
+        rig.tick(count=rig.executor.ticks_per_step - 1)
+        command, action = rig.executor.safety.command, rig.executor.playback.action()
+        np.testing.assert_array_equal(command.astype(np.float32), action)
+        rig.tick()
+    assert not rig.executor.safety.counts
+
+
+def test_an_exception_in_the_loop_itself_is_a_latched_stop(caplog):
+    rig = Rig().start()
+    rig.tick(count=7)
+    rig.executor.playback.target = None
+    rig.tick()
+    assert (rig.mode, rig.reason) == ("stopped", "exception")
+    assert "the robot is stopped" in caplog.text
+    assert brakes_to_a_stop(rig)
+
+
+def test_a_stop_that_is_not_confirmed_is_said(caplog):
+    rig = Rig(faulty=True).start()
+    rig.robot.faults.deaf = True
+    rig.executor.shut_down()
+    assert rig.executor.robot_confirmed_stop is False
+    assert rig.executor.report()["final_stop_confirmed"] is False
+    assert "NOT CONFIRMED" in caplog.text
+    assert StopKind.CONTROLLED in rig.plain.stops
+
+
+def test_status_names_mode_writer_and_counts():
+    rig = Rig().start()
+    rig.tick(count=30)
+    status = rig.transport.status
+    assert (status.mode, status.writer, status.estop_latched) == ("auto", "policy", False)
+    assert status.counters["chunks_accepted"] >= 1
+    assert status.loop["latency_p99_ms"] >= 0
+
+
+def test_rates_must_fit():
+    assert ticks_per_step(100, 20) == 5
+    with pytest.raises(ConfigError, match="whole multiple"):
+        ticks_per_step(100, 30)
+    with pytest.raises(ConfigError, match="interpolation"):
+        Rig(interpolation="cubic")
+    assert ExecutorConfig().realtime_priority > 0
