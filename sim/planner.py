@@ -16,8 +16,8 @@ from sim.worlds import World
 _STEPS = np.array(
     [(r, c) for r in range(-2, 3) for c in range(-2, 3) if max(abs(r), abs(c)) > 0 and np.gcd(r, c) == 1], np.int64
 )
-"""(16, 2) moves in (rows, columns): the eight neighbours and the knight's moves. With them the length of a straight line
-is overestimated by at most 2.8 % (eight neighbours: 8.2 %); pulling the path tight removes most of the rest."""
+"""(16, 2) moves in (rows, columns): the eight neighbours and the knight's moves. With them the length of a straight
+line is overestimated by at most 2.8 % (eight neighbours: 8.2 %); pulling the path tight removes most of the rest."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class CostToGo:
     """(2,) m."""
     parameters: PlannerParameters
     value: np.ndarray
-    """(rows, columns) float32 on the planning grid: cost to the goal in metres (weighted), infinite where unreachable."""
+    """(rows, columns) float32 on the planning grid: weighted metres to the goal, infinite where unreachable."""
     successor: np.ndarray
     """(rows · columns,) int32: flat index of the next node towards the goal; a node without one points at itself."""
 
@@ -66,8 +66,7 @@ class CostToGo:
         # Twice the length: rather a near node than one across a corner.
         cost = self.value[row, column] + 2.0 * length
         best = np.argmin(cost, axis=-1)[..., None]
-        chosen = np.take_along_axis(row * columns + column, best, -1)[..., 0]
-        return chosen
+        return np.take_along_axis(row * columns + column, best, -1)[..., 0]
 
     def length(self, points: np.ndarray) -> np.ndarray:
         """Return the cost to the goal (…,) from points (…, 2); infinite where none is reachable nearby."""
@@ -139,7 +138,7 @@ def plan(world: World, goal: np.ndarray, parameters: PlannerParameters = SHORTES
 
 
 def _sample(world: World, parameters: PlannerParameters, stride: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (free, penalty per metre) on the planning grid, each (rows, columns); the penalty is infinite if not free."""
+    """Return (free, penalty per metre) on the planning grid, each (rows, columns); infinite penalty if not free."""
     rows, columns = world.occupancy.shape[0] // stride, world.occupancy.shape[1] // stride
     # A node lies on a corner of cells when the stride is even: the least of the four distances is a safe estimate.
     half = stride // 2
@@ -222,7 +221,7 @@ def shortest_path(cost_to_go: CostToGo, start: np.ndarray) -> np.ndarray:
 
 
 def resample(path: np.ndarray, spacing: float) -> np.ndarray:
-    """Return points (K, 2) along the polyline ``path`` (M, 2) at equal distances of about ``spacing``, ends included."""
+    """Return points (K, 2) along the polyline ``path`` (M, 2), about ``spacing`` apart, ends included."""
     along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(path, axis=0).T))])
     at = np.linspace(0.0, along[-1], max(int(np.ceil(along[-1] / spacing)), 1) + 1)
     return np.stack([np.interp(at, along, path[:, axis]) for axis in range(2)], axis=-1)

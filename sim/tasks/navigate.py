@@ -1,4 +1,4 @@
-"""Point-goal navigation: a differential-drive base with a lidar finds its way through furnished rooms that it has never seen.
+"""Point-goal navigation: a differential-drive base with a lidar finds its way through furnished rooms.
 
 Every episode has a world (see `sim.worlds`), a start and a goal. It succeeds within 0.25 m of the goal (the tolerance
 of Nav2's goal checker) and fails when the base touches a wall or a piece of furniture.
@@ -27,7 +27,6 @@ from sim.planner import (
     plan,
     shortest_path,
     smooth_reference,
-    wrap_angle,
 )
 from sim.worlds import RoomParameters, World, generate, world_seed
 
@@ -312,8 +311,7 @@ class PlannerExpert:
     def __init__(self, env: Navigate, noise: float, seed: int) -> None:
         """Read ``env``'s state; ``noise`` scales the rate of the bursts and their size, ``seed`` decides them."""
         self.env, self.noise = env, noise
-        self.intended = np.zeros((env.num_envs, 2))
-        """(N, A): what `act` would have returned without noise: the label to learn from."""
+        self._intended = np.zeros((env.num_envs, 2))
         self._rng = np.random.default_rng(seed)
         self._pursuit = PurePursuit(env.num_envs, PursuitParameters(speed=SPEED[1], turn_rate=TURN_RATE))
         self._planned_seed = np.full(env.num_envs, -1, np.int64)
@@ -332,8 +330,12 @@ class PlannerExpert:
         if strayed.any():
             self._replan(strayed)
             command, _ = self._pursuit.act(env.position, env.heading)
-        self.intended = command
+        self._intended = command
         return self._disturb(command) if self.noise > 0.0 else command
+
+    def label(self) -> np.ndarray:
+        """Return what the last `act` would have returned without noise (N, A): the actions to learn from."""
+        return self._intended
 
     def _replan(self, lanes: np.ndarray) -> None:
         for lane in np.flatnonzero(lanes):
@@ -377,7 +379,7 @@ def _model(parameters: RoomParameters) -> mujoco.MjSpec:
             rgba=[0.35, 0.33, 0.32, 1.0],
         )
     camera = spec.camera("top")
-    camera.pos = [parameters.width / 2, parameters.height / 2, 1.25 * max(parameters.width, parameters.height)]
+    camera.pos = [parameters.width / 2, parameters.height / 2, 1.3 * max(parameters.height, parameters.width / 1.25)]
     return spec
 
 
