@@ -23,6 +23,7 @@ SUCCESS_COVERAGE = 0.95
 MAX_EPISODE_STEPS = 300
 """Time limit in control steps."""
 
+_PIXELS = 1.0 / tee.PIXEL
 _XY = ("x", "y")
 SPEC = Spec(
     observation={
@@ -85,15 +86,17 @@ class PushT(BatchEnv):
     def block_pose(self, lanes: Lanes = ALL) -> np.ndarray:
         """Return the block's poses (K, 3): x, y of its origin in pixels, angle in radians."""
         qpos = self._qpos[lanes]
-        pose = qpos[:, :3] / (tee.PIXEL, tee.PIXEL, 1.0)
+        angle = qpos[:, 2]
+        pose = np.empty((len(angle), 3))
         # Joints move the centre of mass; the origin is 45 px from it.
-        pose[:, 0] += tee.CENTER_OF_MASS[1] * np.sin(qpos[:, 2])
-        pose[:, 1] -= tee.CENTER_OF_MASS[1] * np.cos(qpos[:, 2])
+        pose[:, 0] = qpos[:, 0] * _PIXELS + tee.CENTER_OF_MASS[1] * np.sin(angle)
+        pose[:, 1] = qpos[:, 1] * _PIXELS - tee.CENTER_OF_MASS[1] * np.cos(angle)
+        pose[:, 2] = angle
         return pose
 
     def pusher_position(self, lanes: Lanes = ALL) -> np.ndarray:
         """Return the pusher's positions (K, 2) in pixels."""
-        return self._qpos[lanes, 3:5] / tee.PIXEL
+        return self._qpos[lanes, 3:5] * _PIXELS
 
     def observe(self, lanes: Lanes = ALL) -> Observation:
         """Return ``agent_pos`` (K, 2), ``environment_state`` (K, 16) and ``state`` (K, 5)."""

@@ -24,6 +24,13 @@ AREA = 120.0 * 30.0 + 30.0 * 90.0
 """Area of the block in square pixels."""
 
 
+_KX, _KY = KEYPOINTS.T.copy()
+_LOW, _HIGH = RECTANGLES[:, :2].T.reshape(2, 1, 2, 1), RECTANGLES[:, 2:].T.reshape(2, 1, 2, 1)
+_HEIGHT = _HIGH[1] - _LOW[1]
+_NEXT = np.array([1, 2, 3, 0, 5, 6, 7, 4])
+"""The corner that follows each corner round bar and stem, counter-clockwise in the block's frame."""
+
+
 def rotate(points: np.ndarray, angle: np.ndarray) -> np.ndarray:
     """Rotate points (K, 2) by each angle (N,) in radians; returns (N, K, 2)."""
     cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
@@ -33,7 +40,9 @@ def rotate(points: np.ndarray, angle: np.ndarray) -> np.ndarray:
 
 def keypoints(pose: np.ndarray) -> np.ndarray:
     """Return the keypoints (N, 8, 2) in the arena of blocks at poses (N, 3)."""
-    return rotate(KEYPOINTS, pose[:, 2]) + pose[:, None, :2]
+    points = np.empty((len(pose), 8, 2))
+    points[..., 0], points[..., 1] = _corners(pose[:, 0], pose[:, 1], pose[:, 2])
+    return points
 
 
 def coverage(pose: np.ndarray, goal: tuple[float, float, float] = GOAL_POSE) -> np.ndarray:
@@ -45,36 +54,41 @@ def coverage(pose: np.ndarray, goal: tuple[float, float, float] = GOAL_POSE) -> 
     """
     cos, sin = np.cos(goal[2]), np.sin(goal[2])
     dx, dy = pose[:, 0] - goal[0], pose[:, 1] - goal[1]
-    origin = np.stack([cos * dx + sin * dy, cos * dy - sin * dx], axis=-1)
-    corners = rotate(KEYPOINTS, pose[:, 2] - goal[2]) + origin[:, None]
-    rings = corners[:, _ORDER]
-    return np.clip(_area_inside(rings, np.roll(rings, -1, axis=2)) / AREA, 0.0, 1.0)
+    x, y = _corners(cos * dx + sin * dy, cos * dy - sin * dx, pose[:, 2] - goal[2])
+    area = _area_inside(x, y)
+    return np.minimum(np.maximum(area * (1.0 / AREA), 0.0), 1.0)
 
 
-_ORDER = np.array([[0, 1, 2, 3], [4, 5, 6, 7]])
-"""Keypoints of bar and stem, each counter-clockwise in the block's frame."""
+def _corners(x: np.ndarray, y: np.ndarray, angle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return x and y, each (N, 8), of the keypoints of blocks at ``x``, ``y``, ``angle``, each (N,)."""
+    cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
+    return cos * _KX - sin * _KY + x[:, None], sin * _KX + cos * _KY + y[:, None]
 
 
-def _area_inside(start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Return the area (N,) inside `RECTANGLES` of polygons given by edges from ``start`` to ``end`` (N, 2, 4, 2)."""
-    n = len(start)
-    start, end = start.reshape(n, 1, 8, 2), end.reshape(n, 1, 8, 2)
-    x0, y0, x1, y1 = (RECTANGLES[:, i].reshape(1, 2, 1) for i in range(4))
-    ax, ay, bx, by = start[..., 0], start[..., 1], end[..., 0], end[..., 1]
-    dx = bx - ax
-    slope = (by - ay) / np.where(np.abs(dx) < 1e-12, np.inf, dx)
-    left, right = np.clip(ax, x0, x1), np.clip(bx, x0, x1)
-    low, high = ay + slope * (left - ax) - y0, ay + slope * (right - ax) - y0
-    height = y1 - y0
-    rise = high - low
+def _area_inside(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return the area (N,) inside `RECTANGLES` of bars and stems with corners ``x`` and ``y``, each (N, 8)."""
+    n = len(x)
+    next_x, next_y = x.take(_NEXT, axis=1), y.take(_NEXT, axis=1)
+    dx = next_x - x
+    # An edge along y has no area below it; its slope does not matter.
+    dx[np.abs(dx) < 1e-12] = np.inf
+    slope = (next_y - y) / dx
+    ends = np.empty((2, n, 2, 8))
+    ends[0], ends[1] = x[:, None], next_x[:, None]
+    np.minimum(np.maximum(ends, _LOW[0], out=ends), _HIGH[0], out=ends)
+    # Heights (2, N, 2, 8) of the clipped edges' two ends above the rectangles' lower sides.
+    heights = ends * slope[:, None]
+    heights += (y - slope * x)[:, None] - _LOW[1]
+    clamped = np.maximum(heights, 0.0)
+    np.minimum(clamped, _HEIGHT, out=clamped)
+    rise = heights[1] - heights[0]
+    # The integral of clamp(t, 0, height) over t from 0 to each end.
+    heights -= 0.5 * clamped
+    heights *= clamped
     flat = np.abs(rise) < 1e-6
-    mean = (_ramp(high, height) - _ramp(low, height)) / np.where(flat, 1.0, rise)
-    mean = np.where(flat, np.clip(0.5 * (low + high), 0.0, height), mean)
+    rise[flat] = 1.0
+    mean = (heights[1] - heights[0]) / rise
+    np.copyto(mean, clamped[0], where=flat)
     # Counter-clockwise polygons run right to left along their top: the sum is negative.
-    return -((right - left) * mean).reshape(n, 16).sum(axis=1)
-
-
-def _ramp(y: np.ndarray, height: np.ndarray) -> np.ndarray:
-    """Return the integral of ``clamp(t, 0, height)`` over t from 0 to ``y``, elementwise."""
-    inside = np.clip(y, 0.0, height)
-    return inside * (y - 0.5 * inside)
+    mean *= ends[0] - ends[1]
+    return mean.reshape(n, 16).sum(axis=1)
