@@ -16,6 +16,7 @@ import numpy as np
 from robot_rl.core.env import Observation
 from robot_rl.core.paths import data_file
 from robot_rl.core.spec import ArraySpec, Spec
+from robot_rl.data.frames import Frames
 from sim.engine import ALL, BatchEnv, Lanes
 from sim.planner import (
     SHORTEST,
@@ -386,6 +387,23 @@ def _model(parameters: RoomParameters) -> mujoco.MjSpec:
 def make(num_envs: int = 1, **options: Any) -> Navigate:
     """Build the task; options as `Navigate`."""
     return Navigate(num_envs, **options)
+
+
+def mirrored(frames: Frames) -> Frames:
+    """Return ``frames`` followed by their mirror images, left for right: as many episodes again for nothing.
+
+    Base, lidar and rooms have no preferred side, so a mirrored demonstration is a demonstration in a mirrored room.
+    """
+    lidar, goal, action = frames.observation["lidar"], frames.observation["goal"].copy(), frames.action.copy()
+    goal[:, [2, 4]] *= -1.0
+    action[:, 1] *= -1.0
+    swapped = {"lidar": lidar[:, -np.arange(BEAMS) % BEAMS], "goal": goal}
+    return Frames(
+        observation={key: np.concatenate([frames.observation[key], swapped[key]]) for key in swapped},
+        action=np.concatenate([frames.action, action]),
+        episode_ends=np.concatenate([frames.episode_ends, frames.episode_ends + frames.num_frames]),
+        spec=frames.spec,
+    )
 
 
 def success_weighted_path_length(success: np.ndarray, shortest: np.ndarray, travelled: np.ndarray) -> float:

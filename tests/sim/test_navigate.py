@@ -4,6 +4,7 @@ import pytest
 from robot_rl.core.errors import ConfigError
 from robot_rl.core.registry import make_env
 from robot_rl.core.testing import check_vec_env
+from robot_rl.data.frames import Frames
 from sim.tasks.navigate import (
     BEAMS,
     GOAL_TOLERANCE,
@@ -11,6 +12,7 @@ from sim.tasks.navigate import (
     MINIMUM_LENGTH,
     ROBOT_RADIUS,
     make,
+    mirrored,
     scene,
     success_weighted_path_length,
 )
@@ -204,6 +206,23 @@ def test_training_shares_worlds_and_testing_does_not():
     env.reset([TEST_SEED_START, TEST_SEED_START + 4])
     assert env.scenes[0].world.seed != env.scenes[1].world.seed
     assert scene("rooms", RoomParameters(), 2) is scene("rooms", RoomParameters(), 2)
+
+
+def test_mirrored_demonstrations_are_what_a_mirrored_room_gives():
+    env = make(1, parameters=BARE, worlds=1, threads=1)
+    env.reset(0)
+    seen = {}
+    for side in (1.0, -1.0):
+        place(env, 2.0, BARE.height / 2 + side * 0.9, side * 0.6)
+        env.goal[0] = (4.5, BARE.height / 2 - side * 1.3)
+        env.qvel[0] = (0.2, side * 0.1, side * 0.4)
+        seen[side] = env.observe()
+    frames = Frames(seen[1.0], np.array([[0.3, 0.7]], np.float32), np.array([1]), env.spec)
+    both = mirrored(frames)
+    assert both.num_episodes == both.num_frames == 2
+    for key, value in seen[-1.0].items():
+        np.testing.assert_allclose(both.observation[key][1:], value, atol=1e-5)
+    np.testing.assert_allclose(both.action, [[0.3, 0.7], [0.3, -0.7]])
 
 
 def test_success_weighted_path_length():

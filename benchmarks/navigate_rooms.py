@@ -1,0 +1,155 @@
+"""Point-goal navigation cloned from a planner: 300 demonstrations, a flow policy, 200 rooms never seen in training.
+
+The policy sees 36 lidar beams and the goal's direction; the planner that it is measured against sees the whole map and
+runs in the same rooms of the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from typing import Any
+
+import numpy as np
+import torch
+from common import measure, report
+
+from robot_rl.core.env import Observation, VecEnv
+from robot_rl.core.registry import make_env
+from robot_rl.core.spec import Spec
+from robot_rl.data.frames import Frames
+from robot_rl.data.windows import WindowSampler
+from robot_rl.policies.chunked import ChunkedConfig, ChunkedPolicy
+from robot_rl.rollout.collect import collect
+from robot_rl.rollout.evaluate import EvaluationResult, evaluate, wilson
+from robot_rl.train.run import Run
+from robot_rl.train.trainer import TrainConfig, train
+from sim.tasks.navigate import mirrored, success_weighted_path_length
+
+DEMONSTRATIONS = 300
+NOISE = 1.0
+TEST_SEED = 1_000_000
+TEST_ROOMS = 200
+POLICY = ChunkedConfig(obs_steps=2, horizon=8, execute_steps=2, sample_steps=5, width=256, depth=3)
+TRAINING = TrainConfig(steps=6_000, batch_size=512, checkpoint_every=6_000)
+
+
+class Memory:
+    """Takes episodes as `robot_rl.data.store.EpisodeWriter` does, and keeps them."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self.observation: dict[str, list[np.ndarray]] = {key: [] for key in spec.observation}
+        self.action: list[np.ndarray] = []
+        self.ends: list[int] = []
+
+    def add(self, observation: Observation, action: np.ndarray, **_extras: Any) -> None:
+        """Take one frame."""
+        for key, value in observation.items():
+            self.observation[key].append(value)
+        self.action.append(action)
+
+    def save_episode(self, success: bool) -> None:
+        """End the episode."""
+        self.ends.append(len(self.action))
+
+    def frames(self) -> Frames:
+        """Return everything taken."""
+        observation = {key: np.stack(values) for key, values in self.observation.items()}
+        return Frames(observation, np.stack(self.action), np.array(self.ends), self.spec)
+
+
+class FullMap:
+    """The planner with the full map behind the interface of a policy, so that both are evaluated by the same code."""
+
+    obs_steps, horizon, execute_steps, closed_loop = 1, 1, 1, False
+
+    def __init__(self, env: VecEnv) -> None:
+        self.spec, self._expert = env.spec, env.make_expert(noise=0.0)
+
+    def seed(self, seed: int) -> None:
+        """Nothing is random."""
+
+    def plan(self, history: Observation) -> np.ndarray:
+        """Return the planner's actions (N, 1, A); it reads the simulator, not the history."""
+        return self._expert.act()[:, None]
+
+    def refine(self, history: Observation, actions: np.ndarray) -> np.ndarray:
+        """Return ``actions``."""
+        return actions
+
+
+def demonstrations(seed: int) -> Frames:
+    """Return the planner's demonstrations, each in a room of its own, with errors, recoveries and clean labels."""
+    env = make_env("navigate", 25, worlds=0, threads=1)
+    expert, memory = env.make_expert(noise=NOISE, seed=seed), Memory(env.spec)
+    collect(env, lambda _: expert.act(), memory, DEMONSTRATIONS, seed=seed * 10_000, label=expert.label)
+    return memory.frames()
+
+
+def figures(result: EvaluationResult) -> dict[str, Any]:
+    """Return success, collisions and SPL of an evaluation, shares with their 95 % intervals."""
+    collided = result.extras["collision"] > 0
+    shortest, travelled = result.extras["shortest_length"], result.extras["path_length"]
+    weighted = result.success * shortest / np.maximum(np.maximum(travelled, shortest), 1e-9)
+    return {
+        "success": result.success_rate,
+        "success_interval_95": list(result.success_interval),
+        "collisions": float(collided.mean()),
+        "collisions_interval_95": list(wilson(int(collided.sum()), len(collided))),
+        "timeouts": float((~result.success & ~collided).mean()),
+        "spl": success_weighted_path_length(result.success, shortest, travelled),
+        "spl_standard_error": float(weighted.std(ddof=1) / np.sqrt(len(weighted))),
+        "seconds_mean": float(result.lengths[result.success].mean() / 10.0),
+    }
+
+
+def main() -> None:
+    """Collect, train, evaluate policy and planner, report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="seed of demonstrations, weights and training batches")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    with measure() as collecting:
+        frames = demonstrations(options.seed)
+    augmented = mirrored(frames)
+    policy = ChunkedPolicy.fit(augmented, POLICY)
+    with measure() as training, tempfile.TemporaryDirectory() as folder:
+        run = Run.create(f"{folder}/run", TRAINING, spec=frames.spec, seed=options.seed)
+        sampler = WindowSampler(augmented, POLICY.obs_steps, POLICY.horizon)
+        policy = train(policy, sampler, TRAINING, run, options.seed)
+        run.close()
+    env = make_env("navigate", 50, threads=1)
+    with measure() as evaluating:
+        cloned = figures(evaluate(policy, env, TEST_ROOMS, TEST_SEED))
+    planner = figures(evaluate(FullMap(env), env, TEST_ROOMS, TEST_SEED))
+    report(
+        "navigate_rooms",
+        seeds={"training": options.seed, "rooms": [TEST_SEED, TEST_SEED + TEST_ROOMS - 1]},
+        budget={
+            "demonstrations": frames.num_episodes,
+            "demonstration_frames": frames.num_frames,
+            "collecting_wall_minutes": collecting.wall / 60,
+            "collecting_core_minutes": collecting.cpu / 60,
+            "training_wall_minutes": training.wall / 60,
+            "training_core_minutes": training.cpu / 60,
+            "training_steps": TRAINING.steps,
+            "evaluation_core_minutes": evaluating.cpu / 60,
+            "evaluation_rooms": TEST_ROOMS,
+        },
+        metrics={
+            **cloned,
+            "spl_ratio": cloned["spl"] / planner["spl"],
+            "training_core_minutes": training.cpu / 60,
+        },
+        peers={"planner_with_full_map": planner},
+        targets={"success": (">=", 0.9), "spl_ratio": (">=", 0.9), "training_core_minutes": ("<=", 20.0)},
+        notes="Every demonstration and every test in a room of its own; demonstrations are mirrored for training. "
+        "training_core_minutes: 10 minutes on 2 cores.",
+    )
+
+
+if __name__ == "__main__":
+    main()
