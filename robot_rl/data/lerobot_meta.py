@@ -203,7 +203,7 @@ def inspect_info(
             f"{len(several)} episodes list several tasks (episode {several[0].number}: "
             f"{', '.join(repr(task) for task in several[0].tasks[:3])}); the first is taken"
         )
-    if info["codebase_version"] != "v2.1":  # which has episodes_stats.jsonl instead
+    if info["codebase_version"] != "v2.1" and "robot_rl" not in info:  # v2.1 has episodes_stats.jsonl instead
         _inspect_success(root, warnings)
     return _splits(info, episodes, warnings)
 
