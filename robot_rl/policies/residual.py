@@ -44,6 +44,7 @@ class ResidualPolicy(nn.Module):
 
     kind = "residual"
     closed_loop = True
+    base: Any
 
     def __init__(self, base: Policy, config: ResidualPolicyConfig) -> None:
         super().__init__()
@@ -106,16 +107,16 @@ class ResidualPolicy(nn.Module):
         parts = []
         for key in self.keys:
             recent = torch.as_tensor(history[key][:, -self.config.history :], dtype=torch.float32, device=device)
-            normalized = self.base.normalizer.normalize(key, recent)  # type: ignore[union-attr]
+            normalized = self.base.normalizer.normalize(key, recent)
             parts.append(normalized.flatten(1).clamp(-self.config.clamp, self.config.clamp))
         base = torch.as_tensor(actions, dtype=torch.float32, device=device)
-        return torch.cat([*parts, self.base.normalize_action(base)], dim=-1)  # type: ignore[operator]
+        return torch.cat([*parts, self.base.normalize_action(base)], dim=-1)
 
     def apply_correction(self, actions: np.ndarray, u: Tensor) -> np.ndarray:
         """Return the base's actions (B, A) moved by the residual's output u (B, A), inside the spec's bounds."""
         ones = torch.ones_like(u[:1])
         normalizer = self.base.normalizer
-        unit = normalizer.unnormalize("action", ones) - normalizer.unnormalize("action", 0 * ones)  # type: ignore[operator, union-attr]
+        unit = normalizer.unnormalize("action", ones) - normalizer.unnormalize("action", 0 * ones)
         delta = (self.config.scale * unit * u).cpu().numpy()
         # The base stays inside the bounds, so that clipping changes nothing where there is no correction.
         return np.clip(actions + delta, self.get_buffer("low").numpy(), self.get_buffer("high").numpy())

@@ -37,6 +37,7 @@ class SteeredPolicy(nn.Module):
 
     kind = "steered"
     closed_loop = False
+    base: Any
 
     def __init__(self, base: Policy, config: SteeredPolicyConfig) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -91,10 +92,9 @@ class OffPolicyCore:
         self.critic, self.target = critic(), critic()
         self.target.load_state_dict(self.critic.state_dict())
         self.target.requires_grad_(False)
-        self.target_entropy = config.target_entropy
-        if self.target_entropy is None:
-            self.target_entropy = -0.5 * proposal.noise_size
-        highest = proposal.noise_size * 0.6931471805599453
+        wanted = config.target_entropy
+        self.target_entropy = -0.5 * proposal.noise_size if wanted is None else wanted
+        highest = proposal.noise_size * math.log(2)
         if self.target_entropy >= highest and config.temperature_learning_rate > 0:
             raise ConfigError(
                 f"target_entropy={self.target_entropy:g} cannot be reached: {proposal.noise_size} numbers in "

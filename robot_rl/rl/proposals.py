@@ -14,9 +14,8 @@ from robot_rl.policies.gaussian import SquashedGaussian
 class ActionValue(Protocol):
     """An ensemble of action values: states (B, S) and actions (B, D) to (E, B)."""
 
-    def __call__(
-        self, state: Tensor, action: Tensor, members: Tensor | None = None, frozen: bool = False
-    ) -> Tensor: ...
+    def __call__(self, state: Tensor, action: Tensor, members: Tensor | None = None, frozen: bool = False) -> Tensor:
+        """Return values (E, B), of all members or of some; ``frozen`` keeps gradients from the critic's weights."""
 
 
 class Proposal(nn.Module, ABC):
@@ -84,7 +83,8 @@ class GaussianProposal(Proposal):
 class Decoder(Protocol):
     """A frozen generative policy: conditions (B, C) and unscaled noise (B, D) to flat actions (B, K)."""
 
-    def __call__(self, cond: Tensor, noise: Tensor) -> Tensor: ...
+    def __call__(self, cond: Tensor, noise: Tensor) -> Tensor:
+        """Return what the environment is given, (B, K)."""
 
 
 class AliasedNoiseProposal(Proposal):

@@ -29,8 +29,9 @@ _SEED_BLOCK = 50_000
 class Learner(Protocol):
     """A core with its method plugged in."""
 
-    steps: int
-    """Environment steps taken, over all lanes."""
+    @property
+    def steps(self) -> int:
+        """Environment steps taken, over all lanes."""
 
     @property
     def policy(self) -> Any:

@@ -1,0 +1,240 @@
+"""Collects transitions of decisions: one per planned chunk, each lane on its own clock."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robot_rl.core.env import Observation, Step, VecEnv
+from robot_rl.core.errors import CapabilityError
+from robot_rl.core.spec import Spec
+from robot_rl.data.frames import Frames
+from robot_rl.data.replay import Replay
+from robot_rl.rl.episodes import EpisodeStatistics
+from robot_rl.rl.guard import Guard
+from robot_rl.rollout.player import History, PolicyRunner
+
+
+@dataclass(frozen=True)
+class DecisionConfig:
+    """How control steps become decisions: rewards and discounts of chunks, in one place."""
+
+    reward: Literal["sum", "discounted"] = "sum"
+    """Rewards within a chunk are summed, or discounted per control step."""
+    clock: Literal["decision", "step"] = "decision"
+    """The stored discount exponent counts decisions (1 per chunk) or control steps (as many as were executed)."""
+    penalty: float = 0.0
+    """Subtracted from the reward of every decision; with 1 and a sparse reward, the return counts chunks to success."""
+    discount: float = 0.99
+    """Discount per control step within a chunk, for ``discounted``."""
+
+
+class Behaviour(ABC):
+    """What acts while learning; the chunk player calls `plan` for the lanes that are due, and reads off `record`."""
+
+    spec: Spec
+    obs_steps: int
+    horizon: int
+    execute_steps: int
+    closed_loop = False
+    record: dict[str, Tensor]
+    """Rows of the latest `plan`: ``state`` and ``action`` as the critic takes them, each (b, …)."""
+
+    @abstractmethod
+    def plan(self, history: Observation) -> np.ndarray:
+        """Return exploring chunks (b, H, A) and set `record`."""
+
+    @abstractmethod
+    def state(self, history: Observation) -> Tensor:
+        """Return the critic's states (b, S) for a history (each (b, T, …))."""
+
+    @abstractmethod
+    def action(self, chunks: np.ndarray) -> Tensor:
+        """Return the critic's actions (b, D) for executed chunks (b, execute_steps, A) in the units of the spec.
+
+        Used for demonstrations.
+
+        Raises:
+            CapabilityError: the method's actions cannot be told from what was executed.
+        """
+
+    def refine(self, history: Observation, actions: np.ndarray) -> np.ndarray:
+        """Return ``actions`` unchanged."""
+        return actions
+
+    def seed(self, seed: int) -> None:
+        """Refuse: what explores is seeded where it is made."""
+        raise CapabilityError("a behaviour is seeded when it is made")
+
+
+FIELDS = ("state", "action", "reward", "next_state", "terminated", "truncated", "exponent", "weight")
+"""Fields of a stored decision."""
+
+
+class Collector:
+    """Steps N lanes with a `Behaviour` and stores every finished decision in a replay."""
+
+    def __init__(
+        self, env: VecEnv, behaviour: Behaviour, config: DecisionConfig, seed: int, guard: Guard | None = None
+    ) -> None:
+        self.env, self.behaviour, self.config = env, behaviour, config
+        self.guard = guard or Guard()
+        self.steps = 0
+        """Control steps taken, over all lanes."""
+        self.episodes = EpisodeStatistics(env.num_envs)
+        self.first_seed = seed
+        self._runner = PolicyRunner(behaviour, env.num_envs)
+        self._keys = tuple(behaviour.spec.observation)
+        self._history = History(behaviour.obs_steps, self._keys)
+        self.restart(seed)
+
+    def restart(self, seed: int) -> None:
+        """Start new episodes in every lane; decisions under way are dropped."""
+        lanes = self.env.num_envs
+        self._observation = self.env.reset(seed)
+        self._fresh = np.ones(lanes, bool)
+        self._runner.reset(self._fresh)
+        self._open = np.zeros(lanes, bool)
+        self._reward, self._length = np.zeros(lanes, np.float32), np.zeros(lanes, np.int64)
+        self._rows: dict[str, Tensor] = {}
+
+    def collect(self, replay: Replay, control_steps: int, source: str = "online") -> int:
+        """Take ``control_steps`` in every lane; returns the number of decisions stored."""
+        stored = 0
+        for _ in range(control_steps):
+            history = self._history.add(self._observation, self._fresh)
+            actions = self._runner.step(self._observation)
+            planned = self._runner.planned
+            if planned.any():
+                stored += self._begin(replay, source, planned)
+            step = self.env.step(actions)
+            self.guard.check(self.steps, {"reward": step.reward, **step.observation}, action=actions)
+            self.steps += self.env.num_envs
+            self.episodes.add(step)
+            factor = self.config.discount**self._length if self.config.reward == "discounted" else 1.0
+            self._reward += factor * step.reward
+            self._length += 1
+            if step.done.any():
+                stored += self._end(replay, source, step, history)
+            self._fresh = step.done
+            self._observation = step.observation
+        return stored
+
+    def _begin(self, replay: Replay, source: str, planned: np.ndarray) -> int:
+        """Close the open decisions of the lanes that planned anew, and open the next ones."""
+        record = self.behaviour.record
+        if not self._rows:
+            self._rows = {k: v.new_zeros(self.env.num_envs, *v.shape[1:]) for k, v in record.items()}
+        closing = planned & self._open
+        stored = 0
+        if closing.any():
+            among = torch.from_numpy(closing[planned])
+            stored = self._store(replay, source, closing, record["state"][among], False, False)
+        rows = torch.from_numpy(planned)
+        for name, values in record.items():
+            self._rows[name][rows] = values
+        self._open[planned] = True
+        self._reward[planned], self._length[planned] = 0, 0
+        return stored
+
+    def _end(self, replay: Replay, source: str, step: Step, history: Observation) -> int:
+        """Close the decisions of lanes whose episode ended, each with its own last observation."""
+        done = step.done
+        final = {
+            key: np.concatenate([history[key][done, 1:], step.final_observation[key][done][:, None]], axis=1)
+            for key in self._keys
+        }
+        next_state = self.behaviour.state(final)
+        ends = step.terminated[done], step.truncated[done]
+        stored = self._store(replay, source, done, next_state, *ends)
+        self._open[done] = False
+        self._runner.reset(done)
+        return stored
+
+    def _store(
+        self,
+        replay: Replay,
+        source: str,
+        lanes: np.ndarray,
+        next_state: Tensor,
+        terminated: np.ndarray | bool,
+        truncated: np.ndarray | bool,
+    ) -> int:
+        count = int(lanes.sum())
+        rows = torch.from_numpy(lanes)
+        length = self._length[lanes]
+        replay.add(
+            source,
+            {
+                "state": self._rows["state"][rows],
+                "action": self._rows["action"][rows],
+                "reward": self._reward[lanes] - np.float32(self.config.penalty),
+                "next_state": next_state,
+                "terminated": np.broadcast_to(terminated, count),
+                "truncated": np.broadcast_to(truncated, count),
+                "exponent": length if self.config.clock == "step" else np.ones(count, np.float32),
+                "weight": np.ones(count, np.float32),
+            },
+        )
+        return count
+
+
+def make_replay(state_size: int, action_size: int, capacity: dict[str, int], seed: int) -> Replay:
+    """Allocate a replay for decisions with the fields `FIELDS`."""
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(FIELDS, ())
+    shapes |= {"state": (state_size,), "action": (action_size,), "next_state": (state_size,)}
+    return Replay(shapes, capacity, seed)
+
+
+def add_demonstrations(
+    replay: Replay, frames: Frames, behaviour: Behaviour, config: DecisionConfig, source: str = "demonstrations"
+) -> int:
+    """Store the decisions of ``frames``, one starting at every frame; returns their number.
+
+    A demonstration without a ``reward`` extra earns 1 on its last frame, if its ``success`` extra does not deny it,
+    and ends there by termination; one that did not succeed ends by truncation.
+    """
+    count = 0
+    for episode in range(frames.num_episodes):
+        part = frames.episode(episode)
+        length = part.stop - part.start
+        succeeded = bool(frames.extras["success"][part][-1]) if "success" in frames.extras else True
+        reward = np.zeros(length, np.float32)
+        reward[-1] = float(succeeded)
+        if "reward" in frames.extras:
+            reward = np.asarray(frames.extras["reward"][part], np.float32).reshape(length)
+        start = np.arange(length)
+        stop = np.minimum(start + behaviour.execute_steps, length)
+        frame = np.minimum(start[:, None] + np.arange(behaviour.execute_steps), length - 1)
+        inside = start[:, None] + np.arange(behaviour.execute_steps) < length
+        factor = config.discount ** np.arange(behaviour.execute_steps) if config.reward == "discounted" else 1.0
+        states = behaviour.state(_windows(frames, part, behaviour))
+        ended = stop == length
+        replay.add(
+            source,
+            {
+                "state": states,
+                "action": behaviour.action(frames.action[part][frame]),
+                "reward": ((reward[frame] * inside * factor).sum(1) - config.penalty).astype(np.float32),
+                # The recording keeps no observation after its last action; where the task ended there none is needed.
+                "next_state": states[np.minimum(stop, length - 1)],
+                "terminated": ended & succeeded,
+                "truncated": ended & (not succeeded),
+                "exponent": stop - start if config.clock == "step" else np.ones(length, np.float32),
+                "weight": np.ones(length, np.float32),
+            },
+        )
+        count += length
+    return count
+
+
+def _windows(frames: Frames, part: slice, behaviour: Behaviour) -> Observation:
+    """Return the history (length, T, …) of every frame of an episode, its first frame repeated before the start."""
+    length, steps = part.stop - part.start, behaviour.obs_steps
+    index = np.maximum(np.arange(length)[:, None] + np.arange(1 - steps, 1), 0)
+    return {key: frames.observation[key][part][index] for key in behaviour.spec.observation}

@@ -1,0 +1,159 @@
+"""Latent-space fine-tuning: learn which start noise to give a frozen policy (DSRL, arXiv 2506.15799)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robot_rl.core.env import Observation, VecEnv
+from robot_rl.core.errors import CapabilityError, ConfigError
+from robot_rl.core.policy import Policy
+from robot_rl.data.frames import Frames
+from robot_rl.policies.steered import SteeredPolicy, SteeredPolicyConfig
+from robot_rl.rl.collector import Behaviour, Collector, DecisionConfig, add_demonstrations, make_replay
+from robot_rl.rl.critics import EnsembleCritic
+from robot_rl.rl.guard import Guard
+from robot_rl.rl.off_policy import OffPolicyConfig, OffPolicyCore
+from robot_rl.rl.off_policy_learner import OffPolicyLearner
+from robot_rl.rl.proposals import AliasedNoiseProposal, GaussianProposal, Proposal
+from robot_rl.rl.session import SessionConfig, run_session
+from robot_rl.train.run import Run
+
+
+def _core() -> OffPolicyConfig:
+    return OffPolicyConfig(
+        entropy_backup=True, target_entropy=0.0, updates_per_step=0.1, actor_reduce="min", start_steps=20_000
+    )
+
+
+@dataclass(frozen=True)
+class DSRLConfig:
+    """Settings of latent-space fine-tuning."""
+
+    variant: Literal["na", "plain"] = "na"
+    """plain: SAC over noises. na: noise-aliased, a critic of executed actions distilled into one of noises; its
+    updates ask the frozen policy, and it can learn from demonstrations."""
+    lanes: int = 16
+    """Environments stepped at once."""
+    demonstration_share: float = 0.5
+    """Share of demonstrations in a batch, where there are any; na only."""
+    block: int = 8
+    """Control steps of every lane between updates."""
+    steering: SteeredPolicyConfig = field(default_factory=SteeredPolicyConfig)
+    """The noise policy."""
+    decision: DecisionConfig = field(default_factory=lambda: DecisionConfig(penalty=1.0))
+    """Reward and discount of a chunk."""
+    core: OffPolicyConfig = field(default_factory=_core)
+    """The off-policy core."""
+
+
+class NoiseBehaviour(Behaviour):
+    """Steers with sampled noise; until learning begins, with N(0, I), which is the base policy itself."""
+
+    def __init__(self, policy: SteeredPolicy, variant: str) -> None:
+        self.policy, self.variant = policy, variant
+        self.spec, self.obs_steps = policy.spec, policy.obs_steps
+        self.horizon, self.execute_steps = policy.horizon, policy.execute_steps
+        self.learning = False
+        self.record = {}
+
+    @torch.no_grad()
+    def plan(self, history: Observation) -> np.ndarray:
+        """Return exploring chunks (b, H, A) and set `record`."""
+        policy = self.policy
+        cond = policy.encode(history)
+        eps = policy.draw(len(cond)).to(cond.device)
+        noise = policy.actor(cond, eps)[0] if self.learning else eps / policy.config.bound
+        sample = policy.decode(cond, policy.config.bound * noise)
+        chunks = policy.base.unnormalize_action(sample)
+        executed = policy.base.normalize_action(chunks[:, : self.execute_steps]).flatten(1)
+        self.record = {"state": cond, "action": noise if self.variant == "plain" else executed}
+        return chunks.cpu().numpy()
+
+    def state(self, history: Observation) -> Tensor:
+        """Return the base's conditions (b, C)."""
+        return self.policy.encode(history)
+
+    def action(self, chunks: np.ndarray) -> Tensor:
+        """Return normalised executed chunks (b, execute_steps * A)."""
+        if self.variant == "plain":
+            raise CapabilityError("plain DSRL cannot use demonstrations, for they hold no noise; variant 'na' can")
+        normalized: Tensor = self.policy.base.normalize_action(torch.as_tensor(chunks, dtype=torch.float32))
+        return normalized.flatten(1)
+
+
+class ExecutedChunk:
+    """Decodes noise to what the environment will be given: the executed part of the chunk, inside the bounds."""
+
+    def __init__(self, policy: SteeredPolicy) -> None:
+        self.policy = policy
+
+    def __call__(self, cond: Tensor, noise: Tensor) -> Tensor:
+        """Map conditions (B, C) and unscaled noise (B, D) to normalised actions (B, execute_steps * A)."""
+        base = self.policy.base
+        chunks = base.unnormalize_action(self.policy.decode(cond, noise))[:, : self.policy.execute_steps]
+        actions: Tensor = base.normalize_action(chunks).flatten(1)
+        return actions
+
+
+def make_core(policy: SteeredPolicy, config: DSRLConfig, seed: int) -> OffPolicyCore:
+    """Put the noise policy on the off-policy core, with one critic or two."""
+    noise_size = policy.actor.action_size
+    if config.variant == "plain":
+        proposal: Proposal = GaussianProposal(policy.actor)
+        return OffPolicyCore(policy.state_size, noise_size, proposal, config.core, seed)
+    core = config.core
+    noise_critic = EnsembleCritic(policy.state_size, noise_size, core.critics, core.hidden, core.layer_norm)
+    decode = ExecutedChunk(policy)
+    proposal = AliasedNoiseProposal(policy.actor, noise_critic, decode, policy.config.bound)
+    return OffPolicyCore(policy.state_size, policy.execute_steps * policy.spec.action.size, proposal, config.core, seed)
+
+
+def finetune(
+    base: Policy,
+    env_factory: Callable[..., VecEnv],
+    config: DSRLConfig,
+    run: Run,
+    *,
+    session: SessionConfig | None = None,
+    demonstrations: Frames | None = None,
+) -> Policy:
+    """Steer ``base`` in the environment and return the best policy found, which is also saved in ``run``.
+
+    Args:
+        base: chunked policy whose samples are a deterministic function of their start noise; stays as it is.
+        env_factory: ``env_factory(num_envs=…) -> VecEnv`` for the task.
+        config: settings.
+        run: run directory, which is continued if it holds a learner's state.
+        session: budget and evaluation.
+        demonstrations: a second source of transitions for the na variant.
+    """
+    session = session or SessionConfig()
+    torch.manual_seed(run.seed)
+    policy = SteeredPolicy(base, config.steering)
+    policy.actor.requires_grad_(True)
+    policy.seed(run.seed)
+    behaviour = NoiseBehaviour(policy, config.variant)
+    core = make_core(policy, config, run.seed)
+    action_size = core.critic.weights[0].shape[1] - policy.state_size
+    capacity, shares = {"online": config.core.replay_capacity}, {"online": 1.0}
+    if demonstrations is not None:
+        if not 0 < config.demonstration_share < 1:
+            raise ConfigError(f"demonstration_share must be between 0 and 1, got {config.demonstration_share}")
+        capacity["demonstrations"] = demonstrations.num_frames
+        shares = {"online": 1 - config.demonstration_share, "demonstrations": config.demonstration_share}
+    replay = make_replay(policy.state_size, action_size, capacity, run.seed)
+    if demonstrations is not None:
+        add_demonstrations(replay, demonstrations, behaviour, config.decision)
+    env = env_factory(num_envs=config.lanes)
+    try:
+        collector = Collector(env, behaviour, config.decision, session.training_seed(run.seed), Guard(run.path))
+        learner = OffPolicyLearner(policy, collector, core, replay, shares, config.block)
+        return run_session(learner, env_factory, run, session)
+    finally:
+        env.close()
