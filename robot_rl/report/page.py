@@ -50,7 +50,7 @@ class Deployment:
     """Lateness of the control ticks: ``p50_ms``, ``p99_ms``, ``max_ms``, and the occupied bins as ``bins_ms`` (upper
     edges) and ``bin_counts``."""
     latency: Mapping[str, Any]
-    """From an observation's stamp to the first command planned from it, likewise."""
+    """From an observation's stamp to the arrival of the chunk planned from it, inference included, likewise."""
     missed_ticks: int
     safety: Mapping[str, int]
     """How often each safety stage intervened, by name."""
@@ -154,8 +154,8 @@ def _deployment(d: Deployment) -> str:
         (f"{d.rate_hz:.0f} Hz", f"control rate over {d.transport}"),
         (_milliseconds(d.lateness, "p99_ms"), "lateness of a tick, p99"),
         (str(d.missed_ticks), "missed ticks"),
-        (_milliseconds(d.latency, "p99_ms"), "observation to command, p99"),
-        (str(sum(d.safety.values())), "interventions of the safety chain"),
+        (_milliseconds(d.latency, "p99_ms"), "observation to plan, p99"),
+        (f"{sum(d.safety.values()):,}", "limits applied by the safety chain"),
     ]
     boxes = "".join(f'<div class="tile"><b>{escape(a)}</b><span>{escape(b)}</span></div>' for a, b in tiles)
     notes = "".join(f'<div class="card alert">{escape(note)}</div>' for note in d.notes)
@@ -167,8 +167,8 @@ def _deployment(d: Deployment) -> str:
         + _grid(
             (
                 "<h3>Lateness of control ticks</h3>" + _durations(d.lateness, "ticks"),
-                "<h3>Observation to command</h3>" + _durations(d.latency, "chunks"),
-                "<h3>Safety chain: steps changed, by reason</h3>" + _table(d.safety, "No stage had to intervene."),
+                "<h3>Observation to the plan made from it</h3>" + _durations(d.latency, "plans"),
+                "<h3>Safety chain: ticks by stage</h3>" + _table(d.safety, "No stage had to intervene."),
                 "<h3>Executed steps by actor</h3>"
                 + _table({k: f"{100 * v:.0f} %" for k, v in d.acted.items()}, "Nothing moved."),
             ),

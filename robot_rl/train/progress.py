@@ -21,6 +21,7 @@ from rich.text import Text
 LINE_INTERVAL = 5.0
 """Seconds between plain lines."""
 _DRAW_INTERVAL = 0.1
+_SECONDS = "s"
 _RATE_WINDOW = 20.0
 
 
@@ -28,7 +29,8 @@ class Activity:
     """Counts what is done of ``total`` and knows its rate; `progress` makes and shows it."""
 
     def __init__(self, stage: str, total: int, unit: str, done: int, now: Callable[[], float] = time.monotonic) -> None:
-        self.stage, self.total, self.unit, self.done = stage, total, unit, done
+        self.stage, self.total, self.done = stage, total, done
+        self.unit = _SECONDS if unit == "second" else unit
         self.shown: dict[str, Any] = {}
         self._now = now
         self._start = now()
@@ -75,18 +77,17 @@ class Activity:
         """The state as one plain line."""
         left = "?" if self.remaining is None else duration(self.remaining)
         share = f"{100 * self.done / max(self.total, 1):3.0f}%"
-        head = (
-            f"{self.stage}: {share} {self.done}/{self.total} {self.unit}s, {_rate(self.rate, self.unit)}, {left} left"
-        )
-        return f"{head}, {self.values()}" if self.shown else head
+        parts = [f"{self.stage}: {share} {self._count()}", _rate(self.rate, self.unit), f"{left} left", self.values()]
+        return ", ".join(part for part in parts if part)
 
     def summary(self) -> str:
         """The finished activity as one plain line, with its mean rate."""
         rate = (self.done - self._first) / max(self.elapsed, 1e-9)
-        head = (
-            f"{self.stage}: {self.done}/{self.total} {self.unit}s in {duration(self.elapsed)}, {_rate(rate, self.unit)}"
-        )
-        return f"{head}, {self.values()}" if self.shown else head
+        took = f"{self.stage}: {self._count()} in {duration(self.elapsed)}"
+        return ", ".join(part for part in (took, _rate(rate, self.unit), self.values()) if part)
+
+    def _count(self) -> str:
+        return f"{self.done}/{self.total} {self.unit if self.unit == _SECONDS else self.unit + 's'}"
 
 
 @contextmanager
@@ -96,7 +97,7 @@ def progress(stage: str, total: int, unit: str = "step", done: int = 0) -> Itera
     Args:
         stage: What is going on, in a word or two.
         total: Units in all.
-        unit: Name of one unit, in the singular.
+        unit: Name of one unit, in the singular; ``"s"`` for an activity that is measured in time.
         done: Units finished earlier, by the run that is being resumed.
     """
     activity = Activity(stage, total, unit, done)
@@ -212,6 +213,8 @@ def _number(value: Any) -> str:
 
 
 def _rate(rate: float, unit: str) -> str:
+    if unit == _SECONDS:
+        return ""  # seconds per second say nothing
     if rate >= 1000:
         return f"{rate / 1000:.1f}k {unit}/s"
     if rate >= 1 or rate == 0:

@@ -85,3 +85,11 @@ def test_bars_nest_on_a_terminal(monkeypatch):
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "0s"), (59.4, "59s"), (200, "3:20"), (3720, "1:02:00")])
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_an_activity_measured_in_time_has_no_rate():
+    clock = Clock()
+    activity = Activity("deploy", 20, "s", 0, clock)
+    clock.time += 5.0
+    activity.advance(5)
+    assert activity.line() == "deploy:  25% 5/20 s, 15s left"
