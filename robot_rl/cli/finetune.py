@@ -1,0 +1,120 @@
+"""Improve a policy by reinforcement learning: residual, latent-space or from scratch with demonstrations.
+
+The result is a policy like any other, in checkpoints/best of the run. `--list-options` shows the settings of a method.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of ``robot-rl finetune``."""
+
+    policy: Path = Path("runs/train/checkpoints/best")
+    """Checkpoint of the policy to improve."""
+    task: str = ""
+    """Task to improve it in (`robot-rl list tasks`)."""
+    method: str = "residual"
+    """How (`robot-rl list finetuners`): residual, dsrl, rlpd."""
+    steps: int = 0
+    """Environment steps, over all lanes; 0 for no limit."""
+    minutes: float = 0.0
+    """Wall-clock minutes, validation included; 0 for no limit. Without any limit it is 10 minutes."""
+    seed: int = 0
+    """Seed of weights, exploration and training episodes."""
+    out: Path = Path("runs/finetune")
+    """Run directory."""
+    resume: bool = False
+    """Continue an interrupted run in the same directory."""
+    demos: Path | None = None
+    """Demonstrations: half of every batch for rlpd, and for dsrl's variant na."""
+    reward: str = "sparse"
+    """Reward of the task: sparse or shaped."""
+    options: tuple[str, ...] = ()
+    """Settings of the method as name=value, for example: lanes=128 scale=0.2."""
+    list_options: bool = False
+    """Show the settings of the method and stop."""
+    evaluations: int = 5
+    """Validations spread over the budget, after the one at the start."""
+    eval_episodes: int = 100
+    """Episodes per validation, on seeds that are neither trained nor tested on."""
+    stop_at: float = 1.01
+    """Stop when a validation's success rate reaches this; above 1 for never."""
+    threads: int = 0
+    """Processor threads of the networks; 0 uses all cores."""
+
+
+def run(config: Config) -> None:
+    """Fine-tune and say where the result is."""
+    from robot_rl.core import registry
+    from robot_rl.core.errors import ConfigError
+    from robot_rl.rl.options import config_class, override
+    from robot_rl.train.progress import say
+
+    finetune = registry.load("finetuners", config.method)
+    settings = override(config_class(finetune)(), config.options)
+    if config.list_options:
+        say(_listing(settings))
+        return
+    if not config.task:
+        raise ConfigError(f"which task? --task one of: {', '.join(registry.names('tasks'))}")
+
+    import torch
+
+    from robot_rl.policies.checkpoint import load_policy
+    from robot_rl.rl.session import SessionConfig
+    from robot_rl.train.run import Run
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    base = load_policy(config.policy)
+    session = SessionConfig(
+        steps=config.steps,
+        minutes=config.minutes if config.minutes or config.steps else 10.0,
+        evaluations=config.evaluations,
+        eval_episodes=config.eval_episodes,
+        stop_at=config.stop_at,
+    )
+    demonstrations = _demonstrations(config.demos, base)
+    record = {"command": config, "method": settings, "session": session}
+    # A run may be given more time, and resuming is not a setting.
+    free = ("command.resume", "command.steps", "command.minutes", "session.steps", "session.minutes")
+    with Run.create(
+        config.out, record, spec=base.spec, seed=config.seed, resume=config.resume, ignore=free
+    ) as directory:
+        finetune(base, _factory(config), settings, directory, session=session, demonstrations=demonstrations)
+    say(f"Policy: {config.out / 'checkpoints' / 'best'}")
+
+
+def _factory(config: Config) -> Any:
+    from robot_rl.core.registry import make_env
+
+    options = {} if config.reward == "sparse" else {"reward": config.reward}
+
+    def make(num_envs: int) -> Any:
+        return make_env(config.task, num_envs=num_envs, **options)
+
+    return make
+
+
+def _demonstrations(path: Path | None, base: Any) -> Any:
+    if path is None:
+        return None
+    from robot_rl.data.dataset import open_dataset
+
+    dataset = open_dataset(path)
+    base.spec.require(dataset.spec, "the policy", "the demonstrations")
+    return dataset.load(keys=list(base.spec.observation))
+
+
+def _listing(settings: Any) -> str:
+    from robot_rl.rl.options import describe
+
+    lines = []
+    for name, value, text in describe(settings):
+        lines += [f"{name} = {value}", f"    {text}"]
+    return "\n".join(lines)
