@@ -37,12 +37,20 @@ class _ArrayUnpickler(pickle.Unpickler):
         self._path = path
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return self._bytes
         if (module, name) not in ADMITTED:
             raise DataError(
                 f"{self._path}: refused: the pickle asks for '{module}.{name}', "
                 "and only plain numpy arrays, lists and dictionaries are admitted"
             )
         return super().find_class(module, name)
+
+    def _bytes(self, text: Any, encoding: Any) -> bytes:
+        """Do the one thing that Python 3 asks ``_codecs.encode`` for in old pickles: the raw bytes of an array."""
+        if not isinstance(text, str) or encoding != "latin1":
+            raise DataError(f"{self._path}: refused: the pickle asks for '_codecs.encode' of something but raw bytes")
+        return text.encode("latin1")
 
     def persistent_load(self, pid: Any) -> Any:
         raise DataError(f"{self._path}: refused: the pickle refers to an object outside itself ({pid!r})")

@@ -114,8 +114,9 @@ class Hdf5Dataset(EpisodeReader):
     def _column(self, name: str, episodes: Sequence[int]) -> np.ndarray:
         source = self._sources[name]
         with reading(self.root), _open(self.root) as file:
-            parts = [np.asarray(file["data"][self._demos[i]][source.path]) for i in episodes]
-        values = np.concatenate(parts) if parts else np.zeros((0, *self.spec.action.shape))
+            data = file["data"]
+            parts = [np.asarray(data[self._demos[i]][source.path]) for i in episodes]
+            values = np.concatenate(parts) if parts else np.asarray(data[self._demos[0]][source.path][:0])
         if source.columns is not None:
             return values[:, source.columns]
         return values[:, None] if values.ndim == 1 and source.observed else values

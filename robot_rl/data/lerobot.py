@@ -218,7 +218,7 @@ def _usable_features(
             warnings.append(f"feature '{name}' is text: left out")
             continue
         usable[name] = feature
-    undeclared = sorted(stored - set(features))
+    undeclared = sorted(stored - set(features) - set(BOOKKEEPING))
     if undeclared:
         warnings.append(f"columns not declared in meta/info.json are left out: {', '.join(undeclared)}")
     if "action" not in usable:

@@ -5,6 +5,7 @@ Layout: ``data/<name>`` (F, …) for every array, among them ``action``, and ``m
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,6 +113,26 @@ def _refuse_truncated(path: Path, archive: zipfile.ZipFile) -> None:
             raise DataError(f"{path}: truncated: '{entry.filename}' reaches past the end of the archive")
 
 
+def _refuse_short_chunks(path: Path, name: str) -> None:
+    """Raise if a chunk file of a directory store is shorter than its Blosc header says.
+
+    Blosc itself does not notice: it decodes whatever lies in memory behind the truncated chunk.
+    """
+    description = path / name / ".zarray"
+    if not description.exists():
+        return
+    if (json.loads(description.read_text(encoding="utf-8")).get("compressor") or {}).get("id") != "blosc":
+        return
+    for chunk in (path / name).rglob("*"):
+        if not chunk.is_file() or chunk.name.startswith("."):
+            continue
+        with chunk.open("rb") as file:
+            header = file.read(16)
+        stated = int.from_bytes(header[12:16], "little")
+        if len(header) < 16 or chunk.stat().st_size < stated:
+            raise DataError(f"{chunk}: truncated: {chunk.stat().st_size} bytes, its header says {stated}")
+
+
 def _data_names(arrays: dict[str, Any]) -> list[str]:
     return [name.removeprefix("data/") for name in arrays if name.startswith("data/")]
 
@@ -126,6 +147,8 @@ def _array_spec(array: Any) -> ArraySpec:
 
 def _read(path: Path, name: str, array: Any, rows: slice = slice(None)) -> np.ndarray:
     with reading(f"{path}/{name}"):
+        if path.is_dir():
+            _refuse_short_chunks(path, name)
         values = np.asarray(array[rows])
     return values[:, None] if values.ndim == 1 and name.startswith("data/") and _is_observation(name) else values
 
