@@ -179,7 +179,9 @@ class _Demo:
             Stage("before", "Evaluate it", test, self.before, (p.evaluation("before"), p.video("before"))),
             Stage("finetune", "Fine-tune it by RL", tuning, self.finetune, (p.tuned,), resumable=True),
             Stage("after", "Evaluate again", test, self.after, (p.evaluation("after"), p.video("after"))),
-            Stage("deploy", "Deploy it", {"seconds": s.deploy_seconds}, self.deploy, (p.deployment,)),
+            Stage(
+                "deploy", "Deploy it", {"seconds": s.deploy_seconds}, self.deploy, (p.deployment, p.video("deployment"))
+            ),
             Stage("report", "Write the report", report, self.report, (p.report,)),
         ]
 
@@ -278,6 +280,7 @@ class _Demo:
                 duration=s.deploy_seconds,
                 operator="script",
                 record=p.deployment / "recording",
+                video=p.video("deployment"),
                 out=p.deployment,
             )
         )

@@ -45,7 +45,11 @@ def write_report(config: Config, settings: Settings, paths: Paths) -> None:
         videos=[
             Video(paths.video("before"), "Imitation", "Green frames succeeded, red ones did not."),
             Video(paths.video("after"), "Fine-tuned", "The same episodes."),
-            Video(paths.video("deployment"), "On the robot", "The recorded deployment, person and stop included."),
+            Video(
+                paths.video("deployment"),
+                "On the robot",
+                "The deployment. Green: the policy drives; amber: the person; red: stopped; grey: nobody.",
+            ),
         ],
         deployment=_deployment(json.loads((paths.deployment / "deployment.json").read_text())),
         timings=timings,
@@ -68,7 +72,8 @@ def _subject(settings: Settings, collected: Mapping[str, Any], seconds: float) -
     return (
         f"{collected['kept']} demonstrations ({collected['frames']} steps) of a Panda arm inserting a peg with "
         f"0.5 mm of clearance, by an expert that errs and succeeds in {share:.0%} of its tries; a flow policy learned "
-        f"from them; reinforcement learning ({settings.finetune_method}) improved it. {seconds / 60:.1f} minutes in all."
+        f"from them; reinforcement learning ({settings.finetune_method}) improved it. "
+        f"{seconds / 60:.1f} minutes in all."
     )
 
 

@@ -1,0 +1,438 @@
+"""Runs a policy on a robot: builds both sides, lets them run, and reports what happened.
+
+`deploy` is what ``robot-rl deploy`` calls, and what other programs call:
+
+    from hardware.deployment import DeploymentConfig, deploy
+
+    report = deploy(DeploymentConfig(
+        policy=Path("runs/demo/finetuned/checkpoints/best"), task="peg_insert", transport="auto", duration=20.0,
+        operator="script", record=Path("runs/demo/recording"), out=Path("runs/demo/deployment")))
+    report.lateness["p99_ms"], report.safety, report.modes, report.to_json()
+
+``operator="script"`` plays `hardware.teleop.script.DEMONSTRATION` through the real keyboard path, squeezed or stretched
+to the duration: one takeover by key presses and one emergency stop with reset and enable. ``script:<file>`` plays
+another one. The report is also in ``<out>/deployment.json``, and the processes' logs are in ``<out>/logs``.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from hardware.executor import Executor, ExecutorConfig, ticks_per_step
+from hardware.policy_process import PolicyReport, serve
+from hardware.recorder import Recorder
+from hardware.teleop.keyboard import KeyboardTeleop, key_map
+from hardware.teleop.script import ScriptedTeleop, load_script
+from hardware.transport import ExecutorStatus, InProcessTransport
+from robot_rl.core import registry
+from robot_rl.core.errors import ConfigError, HardwareError
+from robot_rl.core.robot import Robot
+from robot_rl.core.spec import Spec
+from robot_rl.core.teleop import Teleop
+
+logger = logging.getLogger(__name__)
+
+TRACE = "trace.npz"
+"""File of a simulated robot's commands, from which it is filmed."""
+StatusListener = Callable[[ExecutorStatus], None]
+
+
+@dataclass(frozen=True)
+class DeploymentConfig:
+    """Settings of ``robot-rl deploy``."""
+
+    policy: Path
+    """Checkpoint directory, for example runs/train/checkpoints/best."""
+    robot: str = "sim"
+    """Robot by name (`robot-rl list robots`)."""
+    task: str = "peg_insert"
+    """Task that the simulated robot is in (`robot-rl list tasks`)."""
+    robot_options: tuple[str, ...] = ()
+    """Further options of the robot, each name=value."""
+    transport: Literal["auto", "ros", "inprocess"] = "auto"
+    """How policy and executor talk: ros runs them as two ROS 2 processes, inprocess as threads of this one; auto takes
+    ros where it is installed."""
+    duration: float = 0.0
+    """Seconds to run after the policy first answered; 0 runs until Ctrl-C."""
+    operator: str = "keyboard"
+    """Who watches: keyboard (this terminal), script (a rehearsed operator), script:FILE, or none (the robot starts by
+    itself; simulation only)."""
+    record: Path | None = None
+    """Data set directory that everything executed is recorded into."""
+    video: Path | None = None
+    """Film of a simulated robot, an .mp4 file: rendered afterwards, bordered in the colour of who was in control."""
+    out: Path = Path("runs/deploy")
+    """Directory of deployment.json and the logs."""
+    seed: int = 2_000_000
+    """Seed of the simulated robot's first scene."""
+    policy_threads: int = 1
+    """Processor threads of the policy's inference; 1 leaves the others to the control loop."""
+    domain_id: int | None = None
+    """ROS 2 domain; by default ROS_DOMAIN_ID, or 0."""
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    """The control loop; execute_steps is taken from the policy."""
+
+
+@dataclass
+class DeploymentReport:
+    """What happened. Durations are mappings with ``p50_ms``, ``p99_ms``, ``max_ms``, ``bins_ms``, ``bin_counts``."""
+
+    transport: str
+    """``ros`` or ``inprocess``."""
+    note: str
+    """What a reader must know, for example that ROS 2 was absent; empty if nothing."""
+    seconds: float
+    """From the policy's first answer to the end."""
+    rate_hz: float
+    """Ticks per second, measured."""
+    lateness: Mapping[str, Any]
+    """Lateness of the control ticks."""
+    latency: Mapping[str, Any]
+    """From an observation's stamp to the chunk planned from it, in the executor."""
+    command_latency: Mapping[str, Any]
+    """From the newest observation's stamp to the command of its tick."""
+    missed_ticks: int
+    """Ticks that were skipped because the loop was late by a whole period."""
+    safety: Mapping[str, int]
+    """Ticks on which each safety stage intervened, by name."""
+    chunks: Mapping[str, int]
+    """Chunks by what became of them."""
+    modes: Sequence[tuple[float, float, str]]
+    """(start, end, mode) in seconds; ``IDLE``, ``AUTO``, ``HOLD``, ``HUMAN`` or ``STOPPED``."""
+    mode_changes: Sequence[Mapping[str, Any]]
+    """``time``, ``mode`` and ``reason`` of every change."""
+    events: Sequence[tuple[float, str]]
+    """(seconds, what the operator asked for)."""
+    acted: Mapping[str, float]
+    """Share of the executed steps by who wrote them: ``policy``, ``human``, ``none``."""
+    episodes: Sequence[bool]
+    """Whether each finished episode of a simulated robot succeeded."""
+    recording: Mapping[str, Any] | None
+    """What was recorded: ``path``, ``steps``, ``dropped``, ``episodes``; None if nothing was asked for."""
+    policy: Mapping[str, Any] | None
+    """What the policy side did: ``chunks``, ``skipped``, ``inference`` (durations)."""
+    final_stop_confirmed: bool | None
+    """Whether the robot confirmed the stop at the end."""
+    path: Path
+    """Where this report is saved."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return {**dataclasses.asdict(self), "path": str(self.path)}
+
+    def summary(self) -> str:
+        """Return one line for people."""
+        interventions = ", ".join(f"{name} {count}" for name, count in self.safety.items()) or "none"
+        return (
+            f"{self.seconds:.0f} s over {self.transport}: {self.rate_hz:.1f} Hz, lateness p99 "
+            f"{self.lateness['p99_ms']:.2f} ms, {self.missed_ticks} missed ticks, chunks after p99 "
+            f"{self.latency['p99_ms']:.0f} ms, {sum(self.episodes)} of {len(self.episodes)} episodes succeeded; "
+            f"safety: {interventions}"
+        )
+
+
+def deploy(config: DeploymentConfig, on_status: StatusListener | None = None) -> DeploymentReport:
+    """Run a policy on a robot and return what happened; see the module's docstring.
+
+    Args:
+        config: what to run.
+        on_status: called about ten times per second with the executor's status, in another thread.
+
+    Raises:
+        SpecMismatchError: the policy does not fit the robot; the message lists the differences.
+        MissingDependencyError: transport ``ros`` was asked for and is not installed.
+        HardwareError: a process died, or the robot or the operator's device does not work.
+    """
+    transport, note = choose_transport(config.transport)
+    policy = _load(config)
+    robot = make_robot(config)
+    policy.spec.require(robot.spec, f"policy '{config.policy}'", f"robot '{config.robot}' ({config.task})")
+    ticks_per_step(config.executor.tick_rate_hz, robot.spec.rate_hz)
+    closed = bool(policy.closed_loop)
+    settings = dataclasses.replace(
+        config.executor,
+        execute_steps=1 if closed else policy.execute_steps,
+        autostart=config.executor.autostart or config.operator == "none",
+    )
+    config.out.mkdir(parents=True, exist_ok=True)
+    with _operator(config, robot.spec) as teleop:
+        if transport == "ros":
+            _close(robot)
+            del policy, robot
+            executed, served = _over_ros(config, settings, teleop, on_status)
+        else:
+            executed, served = _in_process(config, settings, policy, robot, teleop, on_status)
+    report = _report(executed, served, transport, note, config.out / "deployment.json")
+    report.path.write_text(json.dumps(report.to_json(), indent=2) + "\n")
+    if config.video is not None:
+        from hardware.film import film
+
+        film(config.out / TRACE, config.video, config.record)
+    return report
+
+
+def choose_transport(wanted: str) -> tuple[str, str]:
+    """Return the transport to use and, where it is not ROS 2, the sentence that says so."""
+    from hardware.ros.context import available, require_ros
+
+    if wanted == "ros":
+        require_ros("The ROS 2 transport")
+        return "ros", ""
+    if wanted == "auto" and available():
+        return "ros", ""
+    if wanted == "auto":
+        return "inprocess", "ROS 2 is not installed: policy and executor ran in one process, and nothing was published."
+    return "inprocess", "As asked for, policy and executor ran in one process, without ROS 2."
+
+
+def make_robot(config: DeploymentConfig) -> Robot:
+    """Build the robot, not connected; raises `ConfigError` for an option that it does not know."""
+    try:
+        return registry.load("robots", config.robot)(**_robot_options(config))
+    except TypeError as error:
+        if "argument" in str(error):
+            raise ConfigError(f"robot '{config.robot}': {error}") from error
+        raise
+
+
+def _robot_options(config: DeploymentConfig) -> dict[str, Any]:
+    """Return the robot's options by name; values become numbers and booleans where they read as such."""
+    found: dict[str, Any] = {}
+    if config.video is not None and config.robot != "sim":
+        raise ConfigError(f"--video films the simulated robot 'sim', not '{config.robot}'")
+    if config.robot == "sim":
+        found = {"task": config.task, "seed": config.seed, "tick_rate_hz": config.executor.tick_rate_hz}
+        if config.video is not None:
+            found["trace"] = str(config.out / TRACE)
+    for text in config.robot_options:
+        name, mark, value = text.partition("=")
+        if not mark or not name:
+            raise ConfigError(f"robot option '{text}' is not of the form name=value")
+        try:
+            found[name] = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found
+
+
+def _load(config: DeploymentConfig) -> Any:
+    import torch
+
+    from robot_rl.policies.checkpoint import load_policy
+
+    torch.set_num_threads(config.policy_threads)
+    return load_policy(config.policy)
+
+
+def _close(robot: Any) -> None:
+    """Release what a robot holds that was never connected."""
+    environment = getattr(robot, "env", None)
+    if environment is not None:
+        environment.close()
+
+
+@contextmanager
+def _operator(config: DeploymentConfig, spec: Spec) -> Iterator[Teleop | None]:
+    """Connect the operator's device; its terminal is restored whatever happens."""
+    kind, _, script = config.operator.partition(":")
+    teleop: Teleop
+    if kind == "none":
+        logger.warning("NO OPERATOR: the robot starts by itself, and nobody can take over")
+        yield None
+        return
+    if kind == "keyboard":
+        teleop = KeyboardTeleop(spec.action.size)
+        logger.info("%s", key_map(spec.action.size, spec.action.names))
+    elif kind == "script":
+        teleop = ScriptedTeleop(
+            spec.action.size, load_script(script or "demonstration", spec.action.size, config.duration)
+        )
+    else:
+        teleop = registry.load("teleop", kind)(spec.action.size)
+    teleop.connect()
+    try:
+        yield teleop
+    finally:
+        teleop.disconnect()
+
+
+def _start_script(teleop: Teleop | None) -> None:
+    if isinstance(teleop, ScriptedTeleop):
+        teleop.start()
+
+
+def _in_process(
+    config: DeploymentConfig,
+    settings: ExecutorConfig,
+    policy: Any,
+    robot: Robot,
+    teleop: Teleop | None,
+    on_status: StatusListener | None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run policy and executor as threads; return what both report."""
+    transport = InProcessTransport()
+    recorder = Recorder(config.record, robot.spec, task=config.task) if config.record else None
+    executor = Executor(robot, transport.executor, settings, teleop=teleop, recorder=recorder)
+    stop, policy_stop, served = threading.Event(), threading.Event(), []
+    failures: list[BaseException] = []
+
+    def guarded(work: Callable[[], PolicyReport | None]) -> None:
+        try:
+            served.append(work())
+        except BaseException as error:
+            failures.append(error)
+
+    inference = threading.Thread(
+        target=guarded, args=(lambda: serve(policy, transport.policy, policy_stop, seed=config.seed),), name="policy"
+    )
+    loop = threading.Thread(target=guarded, args=(lambda: executor.run(stop, config.duration),), name="executor")
+    executor.connect()
+    try:
+        with interrupted_by_signals(stop):
+            inference.start()
+            loop.start()
+            _watch(loop, executor, transport, teleop, on_status)
+    finally:
+        stop.set()
+        loop.join(5.0)
+        executor.shut_down()
+        policy_stop.set()
+        inference.join(5.0)
+        if recorder is not None:
+            recorder.close()
+    if failures:
+        raise HardwareError(f"the deployment failed: {failures[0]}") from failures[0]
+    report = executor.report()
+    report["recording"] = None if recorder is None else recorder.to_json()
+    report["episode_success"] = [bool(outcome) for outcome in getattr(robot, "outcomes", [])]
+    done = next((one for one in served if one is not None), PolicyReport())
+    return report, done.to_json()
+
+
+def _watch(
+    loop: threading.Thread,
+    executor: Executor,
+    transport: InProcessTransport,
+    teleop: Teleop | None,
+    on_status: StatusListener | None,
+) -> None:
+    """Pass statuses on while the loop runs; the script's clock starts when the policy has answered."""
+    shown = None
+    while loop.is_alive():
+        loop.join(0.05)
+        if executor.ready.is_set():
+            _start_script(teleop)
+        if on_status is not None and transport.status is not shown:
+            shown = transport.status
+            if shown is not None:
+                on_status(shown)
+
+
+@contextmanager
+def interrupted_by_signals(stop: threading.Event) -> Iterator[None]:
+    """Let SIGINT and SIGTERM set ``stop`` while the block runs, so that the robot brakes and holds before the end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _over_ros(
+    config: DeploymentConfig, settings: ExecutorConfig, teleop: Teleop | None, on_status: StatusListener | None
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Run policy and executor as ROS 2 processes; return what both report."""
+    from hardware.ros.processes import EXECUTOR_REPORT, POLICY_REPORT, RosDeployment, run_ros_deployment
+
+    logs = config.out / "logs"
+    for name in (EXECUTOR_REPORT, POLICY_REPORT):
+        (logs / name).unlink(missing_ok=True)
+
+    def listen(status: ExecutorStatus) -> None:
+        if status.counters.get("chunks_received"):
+            _start_script(teleop)
+        if on_status is not None:
+            on_status(status)
+
+    deployment = RosDeployment(
+        policy=config.policy,
+        robot=config.robot,
+        robot_options=_robot_options(config),
+        executor_options=dataclasses.asdict(settings),
+        seconds=config.duration,
+        record=config.record,
+        instruction=config.task,
+        log_directory=logs,
+        domain_id=config.domain_id,
+        policy_threads=config.policy_threads,
+    )
+    stop = threading.Event()
+    with interrupted_by_signals(stop):
+        run_ros_deployment(deployment, teleop, listen, stop.is_set)
+    executed, served = _read(logs / EXECUTOR_REPORT), _read(logs / POLICY_REPORT)
+    if executed is None:
+        raise HardwareError(f"the executor left no report in {logs}; see executor.log there")
+    return executed, served
+
+
+def _read(path: Path, patience: float = 2.0) -> dict[str, Any] | None:
+    """Return a process's JSON report, waiting a little for it; None if there is none."""
+    deadline = time.monotonic() + patience
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        logger.warning("no report %s: %s", path, error)
+        return None
+    return found
+
+
+def _report(
+    executed: dict[str, Any], served: dict[str, Any] | None, transport: str, note: str, path: Path
+) -> DeploymentReport:
+    changes = executed["mode_changes"]
+    ends = [change["time"] for change in changes[1:]] + [executed["seconds"]]
+    modes = [(change["time"], end, change["mode"].upper()) for change, end in zip(changes, ends, strict=True)]
+    steps = max(1, sum(executed["acted"].values()))
+    return DeploymentReport(
+        transport=transport,
+        note=note,
+        seconds=executed["seconds"],
+        rate_hz=executed["measured_rate_hz"],
+        lateness=executed["lateness"],
+        latency=executed["observation_to_chunk"],
+        command_latency=executed["observation_to_command"],
+        missed_ticks=executed["missed_ticks"],
+        safety=executed["safety"],
+        chunks=executed["chunks"],
+        modes=modes,
+        mode_changes=changes,
+        events=[(event["time"], event["event"].replace("_", " ")) for event in executed["events"]],
+        acted={writer: count / steps for writer, count in executed["acted"].items()},
+        episodes=executed.get("episode_success", []),
+        recording=executed.get("recording"),
+        policy=served,
+        final_stop_confirmed=executed["final_stop_confirmed"],
+        path=path,
+    )
