@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 
 from hardware.arbiter import Arbiter, ArbiterConfig, Mode
+from hardware.journal import RunTimes, StepJournal, report_of, status_of
 from hardware.operator import OperatorInbox
 from hardware.playback import Playback
 from hardware.realtime import release_realtime, request_realtime
-from hardware.recorder import ExecutedStep, Recorder
+from hardware.recorder import Recorder
 from hardware.safety.chain import SafetyChain, SafetyConfig, Situation, Verdict
 from hardware.safety.flags import HOLDING_FAULTS, STOPPING_FAULTS, SafetyFlag, flag_names
 from hardware.safety.workspace import Workspace
@@ -49,8 +50,9 @@ class ExecutorConfig:
     """Actions of a chunk that are executed before the next one is due; 1 for closed-loop policies."""
     late_steps: int = 2
     """Further actions that may be played while a chunk is late; then the robot stops."""
-    interpolation: str = "hold"
-    """Between policy steps: hold the action (as in evaluation), or approach it linearly by its step's end."""
+    interpolation: str = "linear"
+    """Between policy steps: approach the action linearly by its step's end, or hold it from the start as simulation
+    does in evaluation. Either way it is what was planned at the end of the step."""
     blend_seconds: float = 0.3
     """Time over which control is handed to the policy after enabling or a hand-back."""
     human_speed: float = 0.5
@@ -122,6 +124,7 @@ class Executor:
         self.lateness, self.latency, self.round_trip = Durations(), Durations(), Durations()
         """Lateness of ticks; age of the observation when its command is sent; from an observation to its chunk."""
         self.missed_ticks = 0
+        self.times, self.journal = RunTimes(), StepJournal(recorder)
         self.ready = threading.Event()
         """Set when the first chunk has arrived."""
         self.robot_confirmed_stop: bool | None = None
@@ -134,13 +137,9 @@ class Executor:
         self._flushed, self._new_episode = False, False
         self._auto_since = -np.inf
         self._anchor = np.zeros(size)
-        self._started = 0.0
         self._next_status = -np.inf
-        self._outcomes = 0
         self._mode = Mode.IDLE
         self._observation = StampedObservation({}, -1, -np.inf)
-        self._step_observation = self._observation
-        self._step_flags, self._step_human = 0, False
         self._human_target: np.ndarray | None = None
 
     # ---- life cycle -------------------------------------------------------------------------------------------------
@@ -151,7 +150,7 @@ class Executor:
         self._observation = self.robot.observe()
         self._epoch = getattr(self.robot, "epoch", 0)
         self.safety.anchor(self.robot.hold_command())
-        self._started = self._now()
+        self.times.connected = self._now()
 
     def run(self, stop: threading.Event, seconds: float = 0.0, patience: float = 120.0) -> None:
         """Tick in real time until ``stop`` is set, or for ``seconds`` (if positive) after the policy first answered.
@@ -166,7 +165,7 @@ class Executor:
         gc.freeze()
         rate = Rate(self.config.tick_rate_hz, self._now)
         deadline = self._now() + patience if seconds > 0 else np.inf
-        waiting = True
+        waiting, self.times.begun = True, self._now()
         while not stop.is_set() and self._now() < deadline:
             self.lateness.add(rate.wait())
             self.missed_ticks = rate.missed
@@ -175,6 +174,7 @@ class Executor:
                 waiting, deadline = False, self._now() + seconds
         if waiting and seconds > 0:
             logger.error("the policy never answered")
+        self.times.ended = self._now()
         self._settle(rate)
         if realtime:
             release_realtime()
@@ -231,12 +231,10 @@ class Executor:
             events = tuple(event for event in events if event is OperatorEvent.EMERGENCY_STOP)
         elif self.config.autostart and self.arbiter.reason == "started" and self.ready.is_set():
             events = (*events, OperatorEvent.ENABLE)
-        self._verdicts(events)
+        self._verdicts(events, now)
         stopped_by = self.arbiter.reason if self.arbiter.mode is Mode.STOPPED else ""
-        if (
-            self.arbiter.update(now, self.operator.reading, events, estop) is Mode.IDLE
-            and stopped_by == "tracking_error"
-        ):
+        mode = self.arbiter.update(now, self.operator.reading, events, estop)
+        if mode is Mode.IDLE and stopped_by == "tracking_error":
             self.safety.anchor(self.robot.hold_command())  # the old command is where the robot could not go
         phase = self._tick % self.ticks_per_step
         if phase == 0:
@@ -247,8 +245,9 @@ class Executor:
         verdict = self.safety.filter(target, self._situation(now, stamp))
         flags |= verdict.flags | starved
         flags |= self._send(verdict.command)
+        arbiter = self.arbiter
+        self.journal.tick(flags, arbiter.mode, arbiter.reason, arbiter.writer, self._human_target)
         self._judge(flags, now)
-        self._note_step(flags, phase)
         self._tick += 1
         if now >= self._next_status or self.arbiter.mode is not self._mode:
             self._publish(now)
@@ -271,11 +270,10 @@ class Executor:
 
     def _restart(self, now: float) -> None:
         """Go on in a scene that was set up anew: a new episode for policy and record."""
-        self._record_step()
-        self._step_observation = StampedObservation({}, -1, -np.inf)
+        self.journal.finish(self.safety.command, self.playback.action())
         self.safety.anchor(self.robot.hold_command())
         outcomes = getattr(self.robot, "outcomes", [])
-        self._end_episode(outcomes[-1] if outcomes else None)
+        self.journal.end_episode(outcomes[-1] if outcomes else None)
         if self.arbiter.mode is Mode.AUTO or self.arbiter.plan_requested:
             self.arbiter.request_plan(now, "episode_restart")
         self._flushed, self._new_episode = False, True
@@ -283,13 +281,13 @@ class Executor:
 
     def _begin_step(self, now: float) -> None:
         """Start a policy step: close the record of the last one, and send the observation."""
-        self._record_step()
+        self.journal.finish(self.safety.command, self.playback.action())
         self.playback.advance()
         if self._new_episode or (self.arbiter.plan_requested and not self._flushed):
             self._flushed = self.arbiter.plan_requested
             self.playback.flush(self._observation.stamp, self._new_episode or self.arbiter.reason == "enabled")
             self._new_episode = False
-        self._step_observation = self._observation
+        self.journal.begin(self._observation)
         if self.arbiter.mode is not Mode.STOPPED:
             observed = self._observation
             self.link.send_observation(
@@ -299,20 +297,19 @@ class Executor:
     def _take_chunks(self, now: float, phase: int) -> None:
         while (chunk := self.link.poll_chunk()) is not None:
             self.counters["chunks_received"] += 1
-            self.ready.set()
+            if self.times.ready is None:
+                self.times.ready = now
+                self.ready.set()
             problem = self.playback.accept(chunk, phase)
             if problem:
                 self.counters[f"chunks_{problem}"] += 1
                 logger.info(
                     "chunk of step %d discarded at step %d: %s", chunk.observation_seq, self.playback.step, problem
                 )
-            else:
-                self.round_trip.add(now - chunk.observation_stamp)
-                self._late(chunk.observation_seq)
-
-    def _late(self, seq: int) -> None:
-        self.counters["chunks_accepted"] += 1
-        self.counters["chunks_entered_late"] += self.playback.step > seq
+                continue
+            self.round_trip.add(now - chunk.observation_stamp)
+            self.counters["chunks_accepted"] += 1
+            self.counters["chunks_entered_late"] += self.playback.step > chunk.observation_seq
 
     def _enter(self, now: float) -> None:
         """Give control to the policy once it has planned from an observation made after it was asked."""
@@ -385,41 +382,11 @@ class Executor:
 
     # ---- record and status ------------------------------------------------------------------------------------------
 
-    def _verdicts(self, events: tuple[OperatorEvent, ...]) -> None:
+    def _verdicts(self, events: tuple[OperatorEvent, ...], now: float) -> None:
         for event in events:
+            self.times.events.append((now, event))
             if event in (OperatorEvent.SUCCESS, OperatorEvent.FAILURE):
-                self._end_episode(event is OperatorEvent.SUCCESS)
-
-    def _end_episode(self, success: bool | None) -> None:
-        self._outcomes += 1
-        if self.recorder is not None:
-            self.recorder.end_episode(success)
-
-    def _note_step(self, flags: int, phase: int) -> None:
-        self._step_flags |= int(flags)
-        self._step_human |= self.arbiter.mode is Mode.HUMAN
-
-    def _record_step(self) -> None:
-        """Hand the step that ends now to the recorder, unless the robot is idle."""
-        flags, human = self._step_flags, self._step_human
-        self._step_flags, self._step_human = 0, False
-        if self.recorder is None or self.arbiter.mode is Mode.IDLE or not self._step_observation.values:
-            return
-        command = self.safety.command
-        planned = self.playback.action()
-        self.recorder.add(
-            ExecutedStep(
-                observation=self._step_observation.values,
-                action=command,
-                policy_action=command if planned is None else planned,
-                human_action=command if self._human_target is None else self._human_target,
-                writer="human" if human else self.arbiter.writer,
-                mode=self.arbiter.mode,
-                reason=self.arbiter.reason,
-                safety_flags=flags,
-                stamp=self._step_observation.stamp,
-            )
-        )
+                self.journal.end_episode(event is OperatorEvent.SUCCESS)
 
     def _publish(self, now: float) -> None:
         self._mode = self.arbiter.mode
@@ -428,41 +395,11 @@ class Executor:
 
     def status(self, now: float) -> ExecutorStatus:
         """Return what the executor is doing at the monotonic time ``now``."""
-        elapsed = max(now - self._started, 1e-9)
-        loop = {"rate_hz": self.lateness.count / elapsed, "missed_ticks": float(self.missed_ticks)}
-        loop |= (
-            self.lateness.summary("lateness") | self.latency.summary("latency") | self.round_trip.summary("round_trip")
-        )
-        return ExecutorStatus(
-            mode=self.arbiter.mode.value,
-            writer=self.arbiter.writer,
-            reason=self.arbiter.reason,
-            seq=self.playback.step,
-            stamp=now,
-            estop_latched=self.arbiter.estop_latched,
-            counters={**self.counters, **self.safety.counts},
-            loop=loop,
-        )
+        return status_of(self, now)
 
     def report(self) -> dict[str, Any]:
-        """Return JSON-ready figures of the whole run: loop and latency histograms, counters, changes of mode."""
-        return {
-            "tick_rate_hz": self.config.tick_rate_hz,
-            "policy_rate_hz": self.robot.spec.rate_hz,
-            "ticks": self.lateness.count,
-            "missed_ticks": self.missed_ticks,
-            "lateness": self.lateness.to_json(),
-            "observation_to_command": self.latency.to_json(),
-            "observation_to_chunk": self.round_trip.to_json(),
-            "chunks": {name: count for name, count in self.counters.items() if name.startswith("chunks")},
-            "safety": dict(self.safety.counts),
-            "robot_failures": {name: count for name, count in self.counters.items() if name.endswith("failures")},
-            "mode_changes": [
-                {"time": round(when - self._started, 4), "mode": mode.value, "reason": reason}
-                for when, mode, reason in self.arbiter.changes
-            ],
-            "final_stop_confirmed": self.robot_confirmed_stop,
-        }
+        """Return JSON-ready figures of the whole run; times are seconds since the policy first answered."""
+        return report_of(self, self._now())
 
 
 def ticks_per_step(tick_rate_hz: float, policy_rate_hz: float) -> int:

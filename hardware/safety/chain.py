@@ -16,12 +16,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from hardware.safety.flags import SafetyFlag, flag_names
+from hardware.safety.flags import MOTION_LIMITS, SafetyFlag, flag_names
 from hardware.safety.motion import MotionLimiter
 from hardware.safety.workspace import Workspace
 from robot_rl.core.robot import Limits, StampedObservation
 
 logger = logging.getLogger(__name__)
+_LIMITERS = frozenset(flag_names(MOTION_LIMITS))
 _AHEAD = 0.02
 """Seconds by which a stamp may lie in the future before its clock counts as broken."""
 
@@ -140,7 +141,8 @@ class SafetyChain:
             self.counts[name] += 1
             if now - self._logged.get(name, -np.inf) >= 1.0:
                 self._logged[name] = now
-                logger.warning("safety: %s (%d so far)", name, self.counts[name])
+                level = logging.INFO if name in _LIMITERS else logging.WARNING
+                logger.log(level, "safety: %s (%d so far)", name, self.counts[name])
 
     def _decide(self, target: np.ndarray | None, situation: Situation) -> tuple[np.ndarray, int]:
         motion = self._motion

@@ -46,6 +46,13 @@ class SafetyFlag(IntFlag):
     """Stage 2: the robot measured NaN or infinity."""
 
 
+MOTION_LIMITS = (
+    SafetyFlag.POSITION_LIMITED
+    | SafetyFlag.VELOCITY_LIMITED
+    | SafetyFlag.ACCELERATION_LIMITED
+    | SafetyFlag.WORKSPACE_LIMITED
+)
+"""Flags of commands that were limited and obeyed as far as permitted."""
 STALENESS = SafetyFlag.COMMAND_STALE | SafetyFlag.STATE_STALE | SafetyFlag.CAMERA_STALE | SafetyFlag.OPERATOR_LOST
 """Flags of stage 2."""
 HOLDING_FAULTS = (

@@ -96,7 +96,8 @@ class MotionLimiter:
         upper, lower = braking_step(self._room, change)
         lower = -lower
         size, turn = np.abs(wanted), np.abs(wanted - step)
-        outside = (wanted > upper) | (wanted < lower) | (np.abs(asked - target) > self._rounding)
+        beyond = np.abs(asked - target) > self._rounding
+        outside = (wanted > upper) | (wanted < lower) | beyond
         fast, sudden = size > self.largest_step, turn > self.largest_change
         drift = target - self._last_target
         self._last_target = target
@@ -110,12 +111,12 @@ class MotionLimiter:
         if not self._behind:
             return target, 0
         flags = 0
-        if outside.any():
-            flags |= SafetyFlag.POSITION_LIMITED
         if fast.any():
             flags |= SafetyFlag.VELOCITY_LIMITED
         if sudden.any():
             flags |= SafetyFlag.ACCELERATION_LIMITED
+        if (beyond | (outside & ~fast & ~sudden)).any():
+            flags |= SafetyFlag.POSITION_LIMITED
         allowed = direction * np.minimum(np.minimum(size, approach), self._step_limit)
         allowed = np.minimum(np.maximum(allowed, lower), upper)
         allowed = np.minimum(np.maximum(allowed, step - change), step + change)

@@ -223,7 +223,7 @@ def env_limits(env: VecEnv) -> Limits:
     """Return the limits of an environment's action: its bounds, and ``command_velocity`` and ``command_acceleration``.
 
     Without these attributes a command may cross its whole range within one control step and reach that speed within
-    another, so that no action of the environment is changed. Unbounded actions are limited to ±1e6.
+    another. Unbounded actions are limited to ±1e6.
     """
     low, high = (np.clip(bound, -1e6, 1e6) for bound in env.spec.action.bounds())
     rate = env.spec.rate_hz or 1.0

@@ -61,7 +61,8 @@ class Rig:
         self.transport.on_observation = self.serve
         self.alive = True
         closed = self.policy.closed_loop
-        config = {"execute_steps": 1 if closed else self.policy.execute_steps, "blend_seconds": 0.0, **config}
+        defaults = {"execute_steps": 1 if closed else self.policy.execute_steps, "blend_seconds": 0.0}
+        config = {"interpolation": "hold", **defaults, **config}
         self.executor = Executor(self.robot, self.transport.executor, ExecutorConfig(**config), clock=self.clock)
         self.executor.connect()
         self.seq = 0

@@ -73,6 +73,7 @@ def deploy_in_lock_step(policy, env, seed, steps, closed_loop=False):
         tick_rate_hz=robot.tick_rate_hz,
         execute_steps=1 if closed_loop else policy.execute_steps,
         late_steps=0,
+        interpolation="hold",
         blend_seconds=0.0,
     )
     executor = Executor(robot, transport.executor, settings, clock=clock)

@@ -1,0 +1,63 @@
+"""Run a policy on a robot in real time, with an operator who can take over and a safety chain that has the last word.
+
+The executor brakes and holds whatever goes wrong; this is no certified safety function. Everything executed can be
+recorded as a data set (--record). Keys are shown at the start. Ctrl-C ends with a controlled stop.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from hardware.deployment import DeploymentConfig as Config
+from hardware.deployment import DeploymentReport, deploy
+from hardware.teleop.keyboard import key_map
+from hardware.transport import ExecutorStatus
+
+__all__ = ["Config", "DeploymentReport", "deploy", "run"]
+
+
+def run(config: Config) -> None:
+    """Deploy, show live what happens, and print what came of it."""
+    from robot_rl.train.progress import say
+
+    report = deploy_shown(config)
+    if report.note:
+        say(report.note, style="bold yellow")
+    say(report.summary())
+    if report.recording:
+        say(f"Recorded {report.recording['steps']} steps in {report.recording['path']}")
+    say(f"Report: {report.path}")
+
+
+def deploy_shown(config: Config) -> DeploymentReport:
+    """Deploy with a live line: who drives and why, rate, lateness and interventions."""
+    from robot_rl.train.progress import progress, say
+
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s")
+    if config.operator == "keyboard":
+        say(key_map(12))
+    total = max(1, round(config.duration)) if config.duration > 0 else 24 * 3600
+    with progress("deploy", total, unit="second") as bar:
+        begun: list[float] = []
+
+        def show(status: ExecutorStatus) -> None:
+            if status.counters.get("chunks_received"):
+                begun[:] = begun or [status.stamp]
+            done = int(status.stamp - begun[0]) if begun else 0
+            bar.advance(max(0, min(done, total) - bar.done), **shown(status))
+
+        return deploy(config, show)
+
+
+def shown(status: ExecutorStatus) -> dict[str, str]:
+    """Return what the live line shows of a status."""
+    safety = sum(
+        count for name, count in status.counters.items() if not name.startswith(("chunks", "observe", "command_f"))
+    )
+    return {
+        "mode": f"{status.mode.upper()} ({status.reason.replace('_', ' ')})",
+        "rate": f"{status.loop.get('rate_hz', 0.0):.0f} Hz",
+        "late": f"{status.loop.get('lateness_p99_ms', 0.0):.2f} ms",
+        "safety": str(safety),
+    }
