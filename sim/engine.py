@@ -128,6 +128,8 @@ class BatchEnv:
         """(N,) seed of the present episode."""
         self.succeeded = np.zeros(num_envs, bool)
         """(N,) whether the present episode has succeeded."""
+        self.measured = False
+        """Whether `observe` is called right after `measure`, whose results then fit the present state."""
         self._next_seed = seed + np.arange(num_envs, dtype=np.int64)
         self._low, self._high = spec.action.bounds()
         self._actions = np.zeros((num_envs, *spec.action.shape))
@@ -267,7 +269,9 @@ class BatchEnv:
         unstable = self._unstable()
         self.measure()
         success = self.success()
+        self.measured = True
         observation = self.observe(ALL)
+        self.measured = False
         if unstable is not None:
             success = success & ~unstable
             for key, value in observation.items():

@@ -69,6 +69,7 @@ class PushT(BatchEnv):
         self._ctrl = self.batch.bind("ctrl")
         self.coverage = np.zeros(num_envs)
         """(N,) share of the goal covered, in [0, 1]."""
+        self._pose, self._corners = np.full((num_envs, 3), np.nan), np.zeros((num_envs, 8, 2))
 
     def reset_lanes(self, lanes: np.ndarray, rngs: list[np.random.Generator]) -> None:
         """Draw pusher and block poses as gym_pusht's reset does."""
@@ -100,17 +101,26 @@ class PushT(BatchEnv):
 
     def observe(self, lanes: Lanes = ALL) -> Observation:
         """Return ``agent_pos`` (K, 2), ``environment_state`` (K, 16) and ``state`` (K, 5)."""
-        pose = self.block_pose(lanes)
+        pose, corners = (self._pose, self._corners) if self.measured else self._geometry(lanes)
         state = np.empty((len(pose), 5), np.float32)
         state[:, :2] = self.pusher_position(lanes)
-        state[:, 2:4] = pose[:, :2]
-        state[:, 4] = pose[:, 2] % (2 * np.pi)
-        corners = tee.keypoints(pose).reshape(-1, 16).astype(np.float32)
-        return {"agent_pos": state[:, :2].copy(), "environment_state": corners, "state": state}
+        state[:, 2:] = pose
+        state[:, 4] %= 2 * np.pi
+        flat = corners.reshape(len(pose), 16).astype(np.float32)
+        return {"agent_pos": state[:, :2].copy(), "environment_state": flat, "state": state}
 
     def measure(self) -> None:
-        """Compute the coverage of the goal."""
-        self.coverage = tee.coverage(self.block_pose())
+        """Compute the block's geometry and the coverage of the goal, where the block has moved."""
+        pose = self.block_pose()
+        moved = np.flatnonzero((pose != self._pose).any(axis=1))
+        self._pose = pose
+        if len(moved):
+            self._corners[moved] = corners = tee.keypoints(pose[moved])
+            self.coverage[moved] = tee.coverage(corners)
+
+    def _geometry(self, lanes: Lanes) -> tuple[np.ndarray, np.ndarray]:
+        pose = self.block_pose(lanes)
+        return pose, tee.keypoints(pose)
 
     def success(self) -> np.ndarray:
         """Return (N,) whether more than 95 % of the goal is covered."""
@@ -124,7 +134,7 @@ class PushT(BatchEnv):
 
     def episode_info(self) -> dict[str, np.ndarray]:
         """Return the coverage (N,)."""
-        return {"coverage": self.coverage}
+        return {"coverage": self.coverage.copy()}
 
     def make_expert(self, noise: float = 1.0, seed: int = 0) -> PushTExpert:
         """Return the greedy pusher of `sim.tasks.push_t_expert`."""

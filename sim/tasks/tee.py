@@ -40,29 +40,24 @@ def rotate(points: np.ndarray, angle: np.ndarray) -> np.ndarray:
 
 def keypoints(pose: np.ndarray) -> np.ndarray:
     """Return the keypoints (N, 8, 2) in the arena of blocks at poses (N, 3)."""
+    cos, sin = np.cos(pose[:, 2])[:, None], np.sin(pose[:, 2])[:, None]
     points = np.empty((len(pose), 8, 2))
-    points[..., 0], points[..., 1] = _corners(pose[:, 0], pose[:, 1], pose[:, 2])
+    points[..., 0] = cos * _KX - sin * _KY + pose[:, :1]
+    points[..., 1] = sin * _KX + cos * _KY + pose[:, 1:2]
     return points
 
 
-def coverage(pose: np.ndarray, goal: tuple[float, float, float] = GOAL_POSE) -> np.ndarray:
-    """Return the share (N,) of the goal's area that blocks at poses (N, 3) cover, in [0, 1].
+def coverage(corners: np.ndarray, goal: tuple[float, float, float] = GOAL_POSE) -> np.ndarray:
+    """Return the share (N,) of the goal's area that blocks with keypoints ``corners`` (N, 8, 2) cover, in [0, 1].
 
     Exact: in the goal's frame the goal is two axis-aligned rectangles, and the area of a polygon inside
     ``[x0, x1] x [y0, y1]`` is, by Green's theorem, the sum over its edges of the integral of ``clamp(y, y0, y1) - y0``
     over the part of the edge with x in ``[x0, x1]``. Unlike clipping it has no special case for touching edges.
     """
     cos, sin = np.cos(goal[2]), np.sin(goal[2])
-    dx, dy = pose[:, 0] - goal[0], pose[:, 1] - goal[1]
-    x, y = _corners(cos * dx + sin * dy, cos * dy - sin * dx, pose[:, 2] - goal[2])
-    area = _area_inside(x, y)
+    dx, dy = corners[..., 0] - goal[0], corners[..., 1] - goal[1]
+    area = _area_inside(cos * dx + sin * dy, cos * dy - sin * dx)
     return np.minimum(np.maximum(area * (1.0 / AREA), 0.0), 1.0)
-
-
-def _corners(x: np.ndarray, y: np.ndarray, angle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return x and y, each (N, 8), of the keypoints of blocks at ``x``, ``y``, ``angle``, each (N,)."""
-    cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
-    return cos * _KX - sin * _KY + x[:, None], sin * _KX + cos * _KY + y[:, None]
 
 
 def _area_inside(x: np.ndarray, y: np.ndarray) -> np.ndarray:
