@@ -1,0 +1,119 @@
+"""The whole deployment in one process: rehearsed operator, simulated robot in real time, record and report."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hardware.cli.deploy import shown
+from hardware.deployment import DeploymentConfig, deploy, make_robot
+from hardware.executor import ExecutorConfig
+from hardware.statistics import Durations
+from hardware.transport import ExecutorStatus
+from robot_rl.core.errors import ConfigError, RobotRLError, SpecMismatchError, UnknownNameError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch = pytest.importorskip("torch")
+    from robot_rl.core.registry import make_env
+    from robot_rl.data.normalizer import Normalizer
+    from robot_rl.policies.checkpoint import save_policy
+    from robot_rl.policies.chunked import ChunkedConfig, ChunkedPolicy
+
+    torch.manual_seed(0)
+    env = make_env("navigate", 1, threads=1)
+    policy = ChunkedPolicy(env.spec, ChunkedConfig(width=32, depth=1, sample_steps=1), Normalizer(env.spec))
+    env.close()
+    return save_policy(policy.eval(), tmp_path_factory.mktemp("policy") / "best")
+
+
+def test_takeover_and_emergency_stop_through_keys_in_real_time(checkpoint, tmp_path):
+    from robot_rl.data.dataset import open_dataset
+
+    # Generous ages: a machine that runs other tests beside this one may stall any thread for a moment.
+    settings = ExecutorConfig(realtime_priority=0, max_state_age=1.0, late_steps=8, operator_timeout=1.0)
+    statuses = []
+    report = deploy(
+        DeploymentConfig(
+            policy=checkpoint,
+            task="navigate",
+            transport="inprocess",
+            duration=5.0,
+            operator="script",
+            record=tmp_path / "record",
+            out=tmp_path / "out",
+            executor=settings,
+        ),
+        statuses.append,
+    )
+    modes = [mode for _, _, mode in report.modes]
+    order = iter(modes)
+    assert all(mode in order for mode in ("IDLE", "AUTO", "HUMAN", "AUTO", "STOPPED", "IDLE", "AUTO"))
+    assert [event for _, event in report.events] == ["enable", "hand back", "emergency stop", "reset", "enable"]
+    assert report.final_stop_confirmed
+    assert report.seconds == pytest.approx(5.0, abs=0.5)
+    assert report.rate_hz == pytest.approx(100.0, rel=0.1)
+    assert report.chunks["chunks_accepted"] > 3
+    assert report.policy["inference"]["count"] > 3
+    assert {status.mode for status in statuses} >= {"auto", "human", "stopped"}
+    assert json.loads(report.path.read_text())["note"] == report.note != ""
+    dataset = open_dataset(tmp_path / "record")
+    assert dataset.num_frames == report.recording["steps"] > 20
+    assert "5 s over inprocess" in report.summary()
+
+
+def test_a_policy_for_another_robot_is_refused_with_the_differences(checkpoint, tmp_path):
+    with pytest.raises(SpecMismatchError, match="observation 'lidar' is missing"):
+        deploy(DeploymentConfig(checkpoint, task="peg_insert", transport="inprocess", out=tmp_path))
+
+
+def test_mistakes_in_the_settings_are_named(checkpoint, tmp_path):
+    with pytest.raises(UnknownNameError, match="Did you mean 'sim'"):
+        make_robot(DeploymentConfig(checkpoint, robot="simm"))
+    with pytest.raises(RobotRLError, match="colour"):
+        make_robot(DeploymentConfig(checkpoint, task="navigate", robot_options=("colour=red",)))
+    with pytest.raises(ConfigError, match="name=value"):
+        make_robot(DeploymentConfig(checkpoint, robot_options=("fast",)))
+    odd = ExecutorConfig(tick_rate_hz=95.0)
+    with pytest.raises(ConfigError, match="whole multiple"):
+        deploy(DeploymentConfig(checkpoint, task="navigate", transport="inprocess", out=tmp_path, executor=odd))
+
+
+def test_the_live_line_says_who_drives_and_why():
+    status = ExecutorStatus("auto", "policy", "hand_back", 3, counters={"chunks_accepted": 4, "velocity_limited": 2})
+    assert shown(status) == {"mode": "AUTO (hand back)", "rate": "0 Hz", "late": "0.00 ms", "safety": "2"}
+
+
+def test_durations_give_percentiles_within_a_bin():
+    durations = Durations()
+    for k in range(1, 1001):
+        durations.add(k * 1e-5)
+    assert durations.percentile(50) == pytest.approx(5e-3, rel=0.07)
+    assert durations.percentile(99) == pytest.approx(9.9e-3, rel=0.07)
+    assert durations.maximum == 1e-2
+    found = durations.to_json()
+    assert sum(found["bin_counts"]) == found["count"] == 1000
+    durations.add(-1.0)
+    durations.add(1e9)
+    assert durations.maximum == 1e9
+    assert Durations().percentile(99) == 0.0
+
+
+def test_importing_hardware_loads_no_torch_ros_or_simulator():
+    modules = sorted(
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in (ROOT / "hardware").rglob("*.py")
+        if "ros" not in path.parts
+    )
+    assert "hardware.executor" in modules
+    code = (
+        f"import sys, importlib\nfor name in {modules!r} + ['robot_rl.core.bridge']: importlib.import_module(name)\n"
+        "heavy = {'torch', 'rclpy', 'mujoco', 'pyarrow'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=os.environ, timeout=60)

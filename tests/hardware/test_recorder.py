@@ -1,0 +1,112 @@
+"""Everything executed is recorded with who acted and why, and the control loop never waits for the disk."""
+
+import json
+import threading
+
+import numpy as np
+from deployment_rig import Rig
+
+from hardware.arbiter import REASONS, Mode
+from hardware.executor import Executor
+from hardware.recorder import ACTOR_CODES, ExecutedStep, Recorder
+from hardware.robots.fake import FakeRobot
+from hardware.safety.flags import SafetyFlag
+from robot_rl.core.teleop import OperatorEvent
+
+
+def executed(spec, **changes):
+    zeros = np.zeros(spec.action.shape, np.float32)
+    step = {
+        "observation": {"state": zeros},
+        "action": zeros,
+        "policy_action": zeros,
+        "human_action": zeros,
+        "writer": "policy",
+        "mode": Mode.AUTO,
+        "reason": "enabled",
+        "safety_flags": 0,
+        "stamp": 1.0,
+    }
+    return ExecutedStep(**{**step, **changes})
+
+
+def test_a_takeover_and_a_stop_are_in_the_record_with_actor_actions_and_reason(tmp_path):
+    from robot_rl.data.dataset import open_dataset
+
+    rig = Rig()
+    recorder = Recorder(tmp_path / "run", rig.plain.spec, task="test")
+    rig.executor = Executor(rig.robot, rig.transport.executor, rig.executor.config, recorder=recorder, clock=rig.clock)
+    rig.executor.connect()
+    rig.start()
+    rig.tick(count=50)
+    rig.steering = np.array([1.0, 0.0, 0.0])
+    rig.tick(count=50)
+    rig.steering = np.zeros(3)
+    rig.tick(OperatorEvent.HAND_BACK, count=50)
+    rig.tick(OperatorEvent.SUCCESS)
+    rig.tick(OperatorEvent.EMERGENCY_STOP, count=30)
+    commands = np.array(rig.plain.commands)
+    recorder.close()
+    assert recorder.to_json()["episodes"] == 2
+    assert recorder.dropped == 0
+
+    dataset = open_dataset(tmp_path / "run")
+    frames = dataset.load()
+    extras = frames.extras
+    first = frames.episode(0)
+    actor = extras["actor"][first].ravel()
+    assert list(dict.fromkeys(actor)) == [ACTOR_CODES["policy"], ACTOR_CODES["human"]]
+    human = actor == ACTOR_CODES["human"]
+    assert (extras["intervention"][first].ravel().astype(bool) == human).all()
+    assert extras["success"][first].ravel()[-1]
+    # The executed action of each step is the last command sent in it; the policy's own is kept beside it.
+    sent = commands[rig.executor.ticks_per_step - 1 :: rig.executor.ticks_per_step]
+    np.testing.assert_array_equal(frames.action[first], sent[: len(actor)].astype(np.float32))
+    assert np.abs(extras["policy_action"][first][human] - frames.action[first][human]).max() > 0.01
+    last = frames.episode(1)
+    assert (extras["safety_flags"][last].ravel()[-1] & SafetyFlag.EMERGENCY_STOP) > 0
+    assert REASONS[int(extras["reason"][last].ravel()[-1])] == "emergency_stop"
+    labels = json.loads((tmp_path / "run" / "meta" / "labels.json").read_text())
+    assert labels["actor"] == ACTOR_CODES
+    assert labels["safety_flags"]["emergency_stop"] == SafetyFlag.EMERGENCY_STOP
+
+
+def test_a_slow_disk_drops_steps_and_says_so(tmp_path, caplog):
+    spec = FakeRobot().spec
+    recorder = Recorder(tmp_path / "slow", spec, depth=3)
+    gate = threading.Event()
+    write = recorder._write
+    recorder._write = lambda step: (gate.wait(), write(step))
+    for _ in range(20):
+        recorder.add(executed(spec))
+    assert recorder.dropped >= 16
+    gate.set()
+    recorder.close()
+    assert "dropped" in caplog.text
+    assert recorder.written + recorder.dropped == 20
+
+
+def test_a_failing_disk_ends_the_recording_and_not_the_run(tmp_path):
+    spec = FakeRobot().spec
+    recorder = Recorder(tmp_path / "full", spec)
+
+    def fail(step):
+        raise OSError("no space left")
+
+    recorder._write = fail
+    for _ in range(5):
+        recorder.add(executed(spec))
+    recorder.close()
+    assert "no space left" in recorder.to_json()["failure"]
+
+
+def test_a_second_run_continues_the_recording(tmp_path):
+    from robot_rl.data.dataset import open_dataset
+
+    spec = FakeRobot().spec
+    for _ in range(2):
+        recorder = Recorder(tmp_path / "twice", spec)
+        for _ in range(4):
+            recorder.add(executed(spec))
+        recorder.close()
+    assert open_dataset(tmp_path / "twice").num_episodes == 2
