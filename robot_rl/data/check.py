@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from robot_rl.core.errors import DataError
+from robot_rl.core.spec import Spec
 from robot_rl.data.dataset import Dataset
 from robot_rl.data.frames import Frames, concatenate
 
@@ -41,7 +42,7 @@ def check_dataset(
     """Run every check.
 
     Args:
-        dataset: the data set; it is read once, episode by episode.
+        dataset: the data set.
         images: ``"none"``, ``"sample"`` (a few per episode) or ``"all"``.
         advance: called with the number of episodes done.
 
@@ -52,20 +53,36 @@ def check_dataset(
     inspect = getattr(dataset, "inspect_videos", None)
     if inspect is not None:
         findings += [Finding(level, "video", text) for level, text in inspect()]
-    parts, numbers = [], []
-    for episode in range(dataset.num_episodes):
-        try:
-            parts.append(dataset.load(episodes=[episode]))
-            numbers.append(episode)
-        except DataError as error:
-            findings.append(Finding("error", "file", str(error)))
+    frames, numbers, damaged = _load(dataset)
+    findings += damaged
+    for position, episode in enumerate(numbers):
         if images != "none":
-            findings += check_images(dataset, episode, images == "all")
+            findings += check_images(dataset, episode, int(frames.episode_lengths[position]), images == "all")
         advance(1)
-    if parts:
-        findings += check_frames(concatenate(parts), numbers)
+    advance(dataset.num_episodes - len(numbers))
+    if numbers:
+        findings += check_frames(frames, numbers)
     order = {"error": 0, "warning": 1, "note": 2}
     return sorted(dict.fromkeys(findings), key=lambda finding: order[finding.level])
+
+
+def _load(dataset: Dataset) -> tuple[Frames, list[int], list[Finding]]:
+    """Return what can be read, the numbers of those episodes, and a finding for each of the others."""
+    tried = _try(dataset, range(dataset.num_episodes))
+    if isinstance(tried, Frames):
+        return tried, list(range(dataset.num_episodes)), []
+    parts = {episode: _try(dataset, [episode]) for episode in range(dataset.num_episodes)}
+    sound = {episode: part for episode, part in parts.items() if isinstance(part, Frames)}
+    damaged = [part for part in parts.values() if isinstance(part, Finding)]
+    empty = Frames({}, np.zeros((0, 0), np.float32), np.zeros(0, np.int64), Spec())
+    return concatenate(list(sound.values())) if sound else empty, list(sound), damaged
+
+
+def _try(dataset: Dataset, episodes: Sequence[int]) -> Frames | Finding:
+    try:
+        return dataset.load(episodes=episodes)
+    except DataError as error:
+        return Finding("error", "file", str(error))
 
 
 def check_frames(frames: Frames, numbers: Sequence[int] | None = None) -> list[Finding]:
@@ -136,7 +153,7 @@ def _lengths(frames: Frames, numbers: Sequence[int]) -> Iterator[Finding]:
     ):
         odd = np.flatnonzero(test)
         if len(odd):
-            names = [f"{numbers[i]} ({lengths[i]} frames)" for i in odd]
+            names = [f"{numbers[int(i)]} ({lengths[i]} frames)" for i in odd]
             yield Finding(level, "length", f"episodes {text} than the median of {median:g} frames: {_short(names)}")
 
 
@@ -221,8 +238,8 @@ def _longest_repeat(value: np.ndarray, action: np.ndarray) -> tuple[int, int]:
     return best
 
 
-def check_images(dataset: Dataset, episode: int, every: bool) -> list[Finding]:
-    """Decode images of one episode and report what cannot be decoded or does not change."""
+def check_images(dataset: Dataset, episode: int, length: int, every: bool) -> list[Finding]:
+    """Decode images of one episode of ``length`` frames and report what cannot be decoded or does not change."""
     findings = []
     for key, array in dataset.spec.observation.items():
         if not array.is_image:
@@ -231,7 +248,6 @@ def check_images(dataset: Dataset, episode: int, every: bool) -> list[Finding]:
             if every:
                 images = dataset.images(key, episode)
             else:
-                length = int(dataset.load([], [episode]).num_frames)
                 rows = np.unique(np.linspace(0, length - 1, IMAGE_SAMPLES).astype(int))
                 images = np.stack([dataset.image(key, episode, int(row)) for row in rows])
         except DataError as error:

@@ -54,7 +54,7 @@ class EpisodeReader:
 
     format = ""
 
-    def __init__(self, root: Path, spec: Spec, episode_lengths: Sequence[int]) -> None:
+    def __init__(self, root: Path, spec: Spec, episode_lengths: Sequence[int] | np.ndarray) -> None:
         self.root, self.spec = root, spec
         self.episode_lengths = np.asarray(episode_lengths, np.int64)
         self.warnings: list[str] = []

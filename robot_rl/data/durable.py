@@ -20,10 +20,18 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def make_directory(path: Path) -> None:
+    """Create a directory and those above it, durably."""
+    if not path.exists():
+        make_directory(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
+
+
 def publish(temporary: Path, target: Path) -> None:
     """Move a finished file of the same file system to its place, in one step and durably."""
     sync(temporary)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(target.parent)
     os.replace(temporary, target)
     sync(target.parent)
 
@@ -42,7 +50,7 @@ def write_json(target: Path, value: Any, scratch: Path, durable: bool = True) ->
     if durable:
         publish(temporary, target)
     else:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(target.parent)
         os.replace(temporary, target)
 
 
@@ -53,10 +61,13 @@ def take_lock(directory: Path, purpose: str) -> IO[str]:
         The lock, which holds until it is closed.
 
     Raises:
-        DataError: another process holds it.
+        DataError: another process holds it, or nothing can be written there.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = (directory / "lock").open("w")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / "lock").open("w")
+    except OSError as error:
+        raise DataError(f"{directory.parent}: cannot be written ({error})") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -61,7 +61,9 @@ class LeRobotDataset(EpisodeReader):
         try:
             return super().load(keys, episodes)
         finally:
-            self._tables.clear()
+            # One file stays for whoever reads episode by episode: it may hold many of them.
+            for path in list(self._tables)[: None if episodes is None else -1]:
+                del self._tables[path]
 
     def image(self, key: str, episode: int, index: int) -> np.ndarray:
         """Return image ``index`` of an episode, (H, W, 3) uint8, RGB."""

@@ -79,8 +79,9 @@ def _find_v3(root: Path, info: dict[str, Any], warnings: list[str]) -> list[Epis
     rows: list[dict[str, Any]] = []
     for path in sorted(directory.glob("chunk-*/file-*.parquet")):
         with reading(path):
-            columns = [name for name in pq.read_schema(path).names if not name.startswith("stats/")]
-            rows += pq.read_table(path, columns=columns, partitioning=None).to_pylist()
+            file = pq.ParquetFile(path)
+            columns = [name for name in file.schema_arrow.names if not name.startswith("stats/")]
+            rows += file.read(columns=columns, use_threads=False).to_pylist()
     data_path = info.get("data_path") or "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
     video_path = info.get("video_path") or "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
     files = []

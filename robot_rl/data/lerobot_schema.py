@@ -103,7 +103,7 @@ def _arrow_array(values: np.ndarray, kind: pa.DataType) -> pa.Array:
 def tasks_table(tasks: list[str]) -> pa.Table:
     """Return ``meta/tasks.parquet``, whose second column is the index of a pandas table."""
     index = "__index_level_0__"
-    columns = [
+    columns: list[dict[str, Any]] = [
         {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64"},
         {"name": None, "field_name": index, "pandas_type": "unicode", "numpy_type": "object"},
     ]

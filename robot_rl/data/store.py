@@ -11,24 +11,20 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from robot_rl.core.errors import DataError, SpecMismatchError, UnknownNameError
+from robot_rl.core.errors import DataError, UnknownNameError
 from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.data import lerobot_schema as schema
 from robot_rl.data import statistics
-from robot_rl.data.dataset import reading
-from robot_rl.data.durable import publish, sync, take_lock, write_json
-from robot_rl.data.lerobot import LeRobotDataset
+from robot_rl.data.durable import publish, take_lock
+from robot_rl.data.store_meta import ACTORS, SCRATCH, StoreMeta
 from robot_rl.data.video import WRITE_ERRORS, VideoWriter
 
-ACTORS = ("policy", "human", "expert")
-"""Who acted: the names of the codes in the extra ``actor``."""
-SCRATCH = ".recording"
-"""Directory inside the data set for what is not finished; no reader looks there."""
+__all__ = ["ACTORS", "SCRATCH", "EpisodeWriter", "actor_code", "standard_extras"]
 
 
 def standard_extras(spec: Spec) -> dict[str, ArraySpec]:
@@ -80,18 +76,14 @@ class EpisodeWriter:
             raise DataError(f"{root}: a recording needs the control rate, got rate_hz {spec.rate_hz:g}")
         if spec.action.size == 0:
             raise DataError(f"{root}: a recording needs an action, and the spec has none")
-        self.root, self.spec, self.task = Path(root), spec, task
-        self.num_episodes, self.num_frames = 0, 0
+        self.root, self.task = Path(root), task
         self._flags = ("done", "success") if with_success else ("done",)
-        self._extras = None if extras is None else _completed(extras, self._flags)
-        self._robot_type = robot_type
-        self._tasks: list[str] = []
-        self._totals: dict[str, statistics.Statistics] = {}
-        self._next_file = 0
+        declared = None if extras is None else _completed(extras, self._flags)
+        self._meta = StoreMeta(self.root, spec, declared, robot_type)
         self._lock = self._take_lock(append)
         try:
-            if (self.root / "meta" / "info.json").exists():
-                self._continue(append)
+            if self._meta.exists:
+                self._meta.take_over()
         except BaseException:
             self._lock.close()
             raise
@@ -109,19 +101,19 @@ class EpisodeWriter:
             DataError: a shape differs from the spec, an extra or observation is missing or unknown, or the disk is
                 full and the present episode therefore lost.
         """
-        if self._extras is None:
-            self._extras = self._infer_extras(extras)
+        if self._meta.extras is None:
+            self._meta.extras = self._infer_extras(extras)
         self._same_names(observation, extras)
         frame = {"action": _cast(action, self.spec.action, "action")}
         for key, array in self.spec.observation.items():
             frame[f"observation.{key}"] = _cast(observation[key], array, f"observation '{key}'")
-        for name, array in self._extras.items():
+        for name, array in self._meta.extras.items():
             value = extras.get(name, False) if name in ("success", "done") else extras[name]
             if name == "actor" and isinstance(value, str):
                 value = actor_code(value)
             frame[schema.column_of(name)] = _cast(np.reshape(value, array.shape), array, f"extra '{name}'")
         try:
-            for name in self._cameras:
+            for name in self._meta.cameras:
                 value = frame.pop(name)
                 self._camera(name).add(value)
                 self._image_statistics[name].add(value)
@@ -159,7 +151,7 @@ class EpisodeWriter:
             raise DataError(f"{self.root}: episode {number} {state} ({error})") from error
         finally:
             if self.num_episodes == number:
-                self._remove_unlisted()
+                self._meta.remove_unlisted()
             self.discard_episode()
         return number
 
@@ -174,7 +166,7 @@ class EpisodeWriter:
         if self._lock.closed:
             return
         self.discard_episode()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        shutil.rmtree(self._meta.scratch, ignore_errors=True)
         self._lock.close()
 
     def __enter__(self) -> EpisodeWriter:
@@ -186,65 +178,39 @@ class EpisodeWriter:
         self.close()
 
     @property
-    def _scratch(self) -> Path:
-        return self.root / SCRATCH
+    def spec(self) -> Spec:
+        """What is recorded."""
+        return self._meta.spec
 
     @property
-    def _cameras(self) -> list[str]:
-        return [f"observation.{key}" for key, array in self.spec.observation.items() if array.is_image]
+    def num_episodes(self) -> int:
+        """Episodes in the data set, those of earlier recordings included."""
+        return self._meta.num_episodes
 
-    def _take_lock(self, append: bool) -> Any:
+    @property
+    def num_frames(self) -> int:
+        """Frames of these episodes."""
+        return self._meta.num_frames
+
+    def _take_lock(self, append: bool) -> IO[str]:
         """Make the directory ours."""
-        exists = self.root.exists() and any(entry.name != SCRATCH for entry in self.root.iterdir())
-        if exists and not (self.root / "meta" / "info.json").exists():
-            raise DataError(f"{self.root}: exists and is no data set; choose an empty directory")
-        if exists and not append:
+        if self.root.exists() and not self.root.is_dir():
+            raise DataError(f"{self.root}: is a file; a data set is a directory")
+        if self._meta.exists and not append:
             raise DataError(f"{self.root}: already holds a data set; append to it or choose another directory")
-        return take_lock(self._scratch, "record")
-
-    def _continue(self, append: bool) -> None:
-        """Take over numbers, tasks, columns and statistics of the data set that exists."""
-        existing = LeRobotDataset(self.root)
-        own = existing.info.get("robot_rl")
-        if own is None:
-            raise DataError(f"{self.root}: was not recorded by robot_rl; import it first, then append to the copy")
-        differences = existing.spec.differences(self.spec) or self.spec.differences(existing.spec)
-        if differences:
-            raise SpecMismatchError(f"data set {self.root}", "the recording", differences)
-        extras = {name: ArraySpec.from_json(array) for name, array in own["extras"].items()}
-        if self._extras is not None and set(self._extras) != set(extras):
-            raise SpecMismatchError(
-                f"data set {self.root}",
-                "the recording",
-                [f"extras {', '.join(extras)} against {', '.join(self._extras)}"],
-            )
-        self.spec, self._extras = existing.spec, extras
-        self._robot_type = existing.info.get("robot_type", self._robot_type)
-        self.num_episodes, self.num_frames = existing.num_episodes, existing.num_frames
-        tasks = self.root / "meta" / "tasks.parquet"
-        if tasks.exists():
-            with reading(tasks):
-                self._tasks = pq.read_table(tasks).column("__index_level_0__").to_pylist()
-        features = list(schema.features_of(self.spec, extras))
-        for path in sorted((self.root / "meta" / "episodes").glob("chunk-*/file-*.parquet")):
-            with reading(path):
-                for row in pq.read_table(path, partitioning=None).to_pylist():
-                    self._count(row, features)
-        self._remove_unlisted()
-
-    def _count(self, row: dict[str, Any], features: list[str]) -> None:
-        """Add one listed episode to the totals, and step over its files."""
-        for name, found in statistics.from_row(row, features).items():
-            self._totals[name] = statistics.merge(self._totals.get(name), found)
-        for place in ("data", "meta/episodes", *(f"videos/{key}" for key in self._cameras)):
-            file = row[f"{place}/chunk_index"] * schema.CHUNK_SIZE + row[f"{place}/file_index"]
-            self._next_file = max(self._next_file, file + 1)
+        if (
+            not self._meta.exists
+            and self.root.exists()
+            and {entry.name for entry in self.root.iterdir()} - {SCRATCH, "meta"}
+        ):
+            raise DataError(f"{self.root}: exists and is no data set; choose an empty directory")
+        return take_lock(self._meta.scratch, "record")
 
     def _reset(self) -> None:
         self._length = 0
         self._buffer: dict[str, list[np.ndarray]] = {}
         self._writers: dict[str, VideoWriter] = {}
-        self._image_statistics = {name: statistics.ImageStatistics() for name in self._cameras}
+        self._image_statistics = {name: statistics.ImageStatistics() for name in self._meta.cameras}
 
     def _infer_extras(self, given: Mapping[str, Any]) -> dict[str, ArraySpec]:
         known = standard_extras(self.spec)
@@ -258,7 +224,7 @@ class EpisodeWriter:
         missing = [key for key in self.spec.observation if key not in observation]
         if missing:
             raise DataError(f"observation '{missing[0]}' is missing; given: {', '.join(observation)}")
-        declared = set(self._extras or ())
+        declared = set(self._meta.extras or ())
         lacking, unknown = declared - set(extras) - {"success", "done"}, set(extras) - declared
         if lacking or unknown:
             wrong = f"'{sorted(lacking)[0]}' is missing" if lacking else f"'{sorted(unknown)[0]}' was not declared"
@@ -267,49 +233,40 @@ class EpisodeWriter:
     def _camera(self, name: str) -> VideoWriter:
         if name not in self._writers:
             height, width, _ = self.spec.observation[name.removeprefix("observation.")].shape
-            self._writers[name] = VideoWriter(self._scratch / f"{name}.mp4", self.spec.rate_hz, height, width)
+            self._writers[name] = VideoWriter(self._meta.scratch / f"{name}.mp4", self.spec.rate_hz, height, width)
         return self._writers[name]
 
     def _save(self, task: str, success: bool | None) -> None:
-        features = schema.features_of(self.spec, self._extras or {})
+        """Write everything aside, then put it into place in the order that keeps readers from half an episode."""
+        meta, features = self._meta, self._meta.features
         for writer in self._writers.values():
             writer.close()
-        if task not in self._tasks:
-            self._publish_tasks([*self._tasks, task])
-        columns = self._finished_columns(task, success)
-        data = self._scratch / "data.parquet"
+        meta.begin()
+        columns = self._finished_columns(meta.task_index(task), success)
+        data, listed = meta.scratch / "data.parquet", meta.scratch / "episodes.parquet"
         pq.write_table(schema.data_table(features, columns), data)
         found = {
             name: self._image_statistics[name].result() if name in self._writers else statistics.measure(columns[name])
             for name in features
         }
-        place = divmod(self._next_file, schema.CHUNK_SIZE)
-        end = self._length / self.spec.rate_hz
         row = schema.episode_row(
-            number=self.num_episodes,
+            number=meta.num_episodes,
             length=self._length,
-            first_index=self.num_frames,
+            first_index=meta.num_frames,
             task=task,
-            place=place,
-            videos=dict.fromkeys(self._writers, (*place, 0.0, end)),
+            place=meta.place,
+            videos=dict.fromkeys(self._writers, (*meta.place, 0.0, self._length / meta.spec.rate_hz)),
             statistics=found,
         )
-        listed = self._scratch / "episodes.parquet"
         pq.write_table(schema.episodes_table([row]), listed)
-        if not (self.root / "meta" / "info.json").exists():
-            self._write_info(features)
         for name, writer in self._writers.items():
-            publish(writer.path, self._file(schema.VIDEO_PATH, place, name))
-        publish(data, self._file(schema.DATA_PATH, place))
-        publish(listed, self._file(schema.EPISODES_PATH, place))  # from here on the episode exists
-        self.num_episodes, self.num_frames = self.num_episodes + 1, self.num_frames + self._length
-        self._next_file += 1
-        for name, part in found.items():
-            self._totals[name] = statistics.merge(self._totals.get(name), part)
-        write_json(self.root / "meta" / "stats.json", statistics.to_json(self._totals), self._scratch, False)
-        self._write_info(features)
+            publish(writer.path, meta.file(schema.VIDEO_PATH, name))
+        publish(data, meta.file(schema.DATA_PATH))
+        publish(listed, meta.file(schema.EPISODES_PATH))  # from here on the episode exists
+        meta.count_episode(self._length, found)
+        meta.write_totals()
 
-    def _finished_columns(self, task: str, success: bool | None) -> dict[str, np.ndarray]:
+    def _finished_columns(self, task_index: int, success: bool | None) -> dict[str, np.ndarray]:
         """Return all columns of the episode (T, …), with the verdict and LeRobot's numbering."""
         frames = np.arange(self._length, dtype=np.int64)
         columns = {name: np.stack(values) for name, values in self._buffer.items()}
@@ -321,52 +278,8 @@ class EpisodeWriter:
             "frame_index": frames,
             "timestamp": (frames / self.spec.rate_hz).astype(np.float32),
             "index": frames + self.num_frames,
-            "task_index": np.full(self._length, self._tasks.index(task), np.int64),
+            "task_index": np.full(self._length, task_index, np.int64),
         }
-
-    def _publish_tasks(self, tasks: list[str]) -> None:
-        temporary = self._scratch / "tasks.parquet"
-        pq.write_table(schema.tasks_table(tasks), temporary)
-        publish(temporary, self.root / "meta" / "tasks.parquet")
-        self._tasks = tasks
-
-    def _write_info(self, features: dict[str, Any]) -> None:
-        rate = self.spec.rate_hz
-        info = {
-            "codebase_version": "v3.0",
-            "robot_type": self._robot_type,
-            "total_episodes": self.num_episodes,
-            "total_frames": self.num_frames,
-            "total_tasks": len(self._tasks),
-            "chunks_size": schema.CHUNK_SIZE,
-            "fps": int(rate) if float(rate).is_integer() else rate,
-            "splits": {"train": f"0:{self.num_episodes}"},
-            "data_path": schema.DATA_PATH,
-            "video_path": schema.VIDEO_PATH if self._cameras else None,
-            "features": features,
-            "data_files_size_in_mb": 100,
-            "video_files_size_in_mb": 500,
-            "robot_rl": {
-                "format": 1,
-                "spec": self.spec.to_json(),
-                "extras": {name: array.to_json() for name, array in (self._extras or {}).items()},
-                "actors": list(ACTORS),
-            },
-        }
-        write_json(self.root / "meta" / "info.json", info, self._scratch)
-
-    def _file(self, template: str, place: tuple[int, int], key: str = "") -> Path:
-        return self.root / template.format(chunk_index=place[0], file_index=place[1], video_key=key)
-
-    def _remove_unlisted(self) -> None:
-        """Delete files of an episode that was put into place but never listed; nothing refers to them."""
-        place = divmod(self._next_file, schema.CHUNK_SIZE)
-        paths = [self._file(schema.DATA_PATH, place)]
-        paths += [self._file(schema.VIDEO_PATH, place, name) for name in self._cameras]
-        for path in paths:
-            if path.exists():
-                path.unlink()
-                sync(path.parent)
 
 
 def actor_code(name: str) -> int:

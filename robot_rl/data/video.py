@@ -45,7 +45,7 @@ class VideoWriter:
             keyframe_interval: frames between key frames; more make smaller files and slower random reads.
         """
         self.path, self.shape, self.count = path, (height, width, 3), 0
-        self._container = av.open(str(path), "w", format="mp4")
+        self._container: Any = av.open(str(path), "w", format="mp4")
         rate = Fraction(fps).limit_denominator(100_000)
         self._time_base = 1 / rate
         self._stream: Any = self._container.add_stream("libx264", rate=rate)
@@ -202,7 +202,7 @@ def join_videos(sources: list[Path], target: Path) -> list[int]:
         total = 0
         for source in sources:
             with reading(source), av.open(str(source)) as container:
-                video = container.streams.video[0]
+                video: Any = container.streams.video[0]
                 if stream is None:
                     stream, described = output.add_stream_from_template(video), _signature(video)
                     stream.time_base = video.time_base

@@ -94,8 +94,8 @@ def _open_arrays(path: Path) -> dict[str, Any]:
             with zipfile.ZipFile(path) as archive:
                 _refuse_truncated(path, archive)
             store = zarr.storage.ZipStore(path, mode="r")
-        root = zarr.open_group(store, mode="r")
-        arrays = {}
+        root: Any = zarr.open_group(store, mode="r")
+        arrays: dict[str, Any] = {}
         for group in ("data", "meta"):
             if group in root:
                 arrays |= {f"{group}/{name}": array for name, array in root[group].arrays()}

@@ -85,6 +85,9 @@ def test_directories_are_not_overwritten(tmp_path, record, spec):
         EpisodeWriter(tmp_path / "other", spec, append=True)
     with EpisodeWriter(tmp_path / "new", spec), pytest.raises(DataError, match="another process is recording"):
         EpisodeWriter(tmp_path / "new", spec, append=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="is a file; a data set is a directory"):
+        EpisodeWriter(tmp_path / "file", spec)
     with pytest.raises(DataError, match="needs the control rate"):
         EpisodeWriter(tmp_path / "x", replace(spec, rate_hz=0.0))
 
@@ -241,6 +244,7 @@ def test_killing_a_recording_leaves_every_finished_episode_readable(tmp_path):
         promised = int(saved.read_text()) if saved.exists() else 0
         if not (root / "meta/info.json").exists():
             assert promised == 0
+            EpisodeWriter(root, spec).close()
             continue
         dataset = open_dataset(root)
         assert promised <= dataset.num_episodes <= promised + 1
