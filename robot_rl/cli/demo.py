@@ -48,10 +48,14 @@ class Settings:
     """Width of the policy's network."""
     finetune_method: str = "residual"
     """Method of reinforcement learning."""
+    finetune_options: tuple[str, ...] = ()
+    """Settings of the method, each name=value."""
     finetune_minutes: float = 4.0
     """Time for reinforcement learning, its validation included."""
     stop_at: float = 0.97
     """Validation success at which it stops early."""
+    validations: int = 5
+    """Validations spread over that time."""
     validation_episodes: int = 100
     """Episodes per validation."""
     test_episodes: int = 200
@@ -171,7 +175,7 @@ class _Demo:
         collecting = {"task": TASK, "episodes": s.demonstrations, "noise": s.expert_noise, "seed": seed}
         training = {"steps": s.train_steps, "batch": s.train_batch, "width": s.width, "seed": seed}
         tuning = {"method": s.finetune_method, "minutes": s.finetune_minutes, "stop_at": s.stop_at, "seed": seed}
-        tuning["episodes"] = s.validation_episodes
+        tuning |= {"options": s.finetune_options, "validations": s.validations, "episodes": s.validation_episodes}
         report = {"version": 1}
         return [
             Stage("collect", "Collect demonstrations", collecting, self.collect, (p.demonstrations,)),
@@ -250,20 +254,24 @@ class _Demo:
         return facts
 
     def finetune(self) -> dict[str, Any]:
-        from robot_rl.core.registry import load, make_env
-        from robot_rl.policies.checkpoint import load_policy
-        from robot_rl.rl.residual import ResidualConfig
-        from robot_rl.rl.session import SessionConfig
-        from robot_rl.train.run import Run
+        from robot_rl.cli import finetune
 
         s = self.settings
-        base = load_policy(self.paths.base / "checkpoints" / "best")
-        session = SessionConfig(minutes=s.finetune_minutes, eval_episodes=s.validation_episodes, stop_at=s.stop_at)
-        config = {"method": s.finetune_method, "session": session}
-        with Run.create(self.paths.tuned, config, spec=base.spec, seed=self.config.seed, resume=True) as directory:
-            load("finetuners", s.finetune_method)(
-                base, lambda **options: make_env(TASK, **options), ResidualConfig(), directory, session=session
+        finetune.run(
+            finetune.Config(
+                policy=self.paths.base / "checkpoints" / "best",
+                task=TASK,
+                method=s.finetune_method,
+                minutes=s.finetune_minutes,
+                seed=self.config.seed,
+                out=self.paths.tuned,
+                resume=True,
+                options=s.finetune_options,
+                evaluations=s.validations,
+                eval_episodes=s.validation_episodes,
+                stop_at=s.stop_at,
             )
+        )
         return {}
 
     def deploy(self) -> dict[str, Any]:

@@ -153,7 +153,8 @@ def _commands(settings: Settings) -> list[str]:
         f"robot-rl train demonstrations --out base --train.steps {s.train_steps} --train.batch-size {s.train_batch}"
         f" --policy.width {s.width}",
         f"robot-rl eval --policy base/checkpoints/best {task} --episodes {s.test_episodes}",
-        f"robot-rl finetune --policy base/checkpoints/best {task} --method {s.finetune_method} --out tuned",
+        f"robot-rl finetune --policy base/checkpoints/best {task} --method {s.finetune_method}"
+        f" --minutes {s.finetune_minutes:g} --out tuned",
         f"robot-rl eval --policy tuned/checkpoints/best {task} --episodes {s.test_episodes}",
         f"robot-rl deploy --policy tuned/checkpoints/best {task} --operator script --duration {s.deploy_seconds:g}",
     ]
