@@ -137,8 +137,11 @@ class EpisodeReader:
 
 
 def as_float32(array: np.ndarray) -> np.ndarray:
-    """Return ``array`` as contiguous float32 if it is floating-point, else unchanged."""
-    return np.ascontiguousarray(array, np.float32) if np.issubdtype(array.dtype, np.floating) else array
+    """Return ``array`` as contiguous float32 if it is floating-point, else unchanged; what is too large is infinite."""
+    if not np.issubdtype(array.dtype, np.floating):
+        return array
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(array, np.float32)
 
 
 def _join(parts: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
