@@ -13,6 +13,7 @@ from hardware.deployment import DeploymentConfig as Config
 from hardware.deployment import DeploymentReport, deploy
 from hardware.teleop.keyboard import key_map
 from hardware.transport import ExecutorStatus
+from robot_rl.core.spec import ArraySpec, Spec
 
 __all__ = ["Config", "DeploymentReport", "deploy", "run"]
 
@@ -36,7 +37,8 @@ def deploy_shown(config: Config) -> DeploymentReport:
 
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s")
     if config.operator == "keyboard":
-        say(key_map(12))
+        action = _action(config)
+        say(key_map(action.size, action.names))
     total = max(1, round(config.duration)) if config.duration > 0 else 24 * 3600
     with progress("deploy", total, unit="second") as bar:
         begun: list[float] = []
@@ -48,6 +50,13 @@ def deploy_shown(config: Config) -> DeploymentReport:
             bar.advance(max(0, min(done, total) - bar.done), **shown(status))
 
         return deploy(config, show)
+
+
+def _action(config: Config) -> ArraySpec:
+    """Return what the policy commands, read from its checkpoint."""
+    from robot_rl.policies.checkpoint import read_description
+
+    return Spec.from_json(read_description(config.policy)["policy"]["spec"]).action
 
 
 def shown(status: ExecutorStatus) -> dict[str, str]:

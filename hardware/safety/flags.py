@@ -69,6 +69,10 @@ STOPPING_FAULTS = (
 """Flags after which the arbiter latches a stop, as after an emergency stop."""
 
 
+_NAMES = tuple((int(flag), str(flag.name).lower()) for flag in SafetyFlag)
+
+
 def flag_names(flags: int) -> list[str]:
     """Return the lower-case names of the bits in ``flags``, lowest first."""
-    return [flag.name.lower() for flag in SafetyFlag if flags & flag and flag.name]
+    flags = int(flags)  # plain integers: the control loop calls this on every intervention
+    return [name for bit, name in _NAMES if flags & bit]

@@ -15,6 +15,9 @@ from robot_rl.core.errors import ConfigError
 from robot_rl.core.robot import Limits
 
 _FAR = 1e9
+_POSITION, _VELOCITY, _ACCELERATION = (
+    int(flag) for flag in (SafetyFlag.POSITION_LIMITED, SafetyFlag.VELOCITY_LIMITED, SafetyFlag.ACCELERATION_LIMITED)
+)
 _SLACK = 1e-9
 """Relative margin inside the limits that absorbs rounding, so that the result keeps them exactly."""
 
@@ -61,7 +64,7 @@ class MotionLimiter:
         self.step = np.zeros_like(low)
         self._low_now, self._high_now = low, high
         self._last_target = self.position
-        self._room = np.zeros((2, *low.shape))
+        self._room = np.zeros((3, *low.shape))
         self._behind = False
         self._rounding = 1e-6 * np.maximum(np.abs(low), np.abs(high))
 
@@ -93,9 +96,10 @@ class MotionLimiter:
         wanted = target - position
         np.subtract(self._high_now, position, out=self._room[0])
         np.subtract(position, self._low_now, out=self._room[1])
-        upper, lower = braking_step(self._room, change)
+        size = np.abs(wanted, out=self._room[2])
+        upper, lower, approach = braking_step(self._room, change)
         lower = -lower
-        size, turn = np.abs(wanted), np.abs(wanted - step)
+        turn = np.abs(wanted - step)
         beyond = np.abs(asked - target) > self._rounding
         outside = (wanted > upper) | (wanted < lower) | beyond
         fast, sudden = size > self.largest_step, turn > self.largest_change
@@ -105,18 +109,18 @@ class MotionLimiter:
             return target, 0
         # Approach no faster than one can brake to the target (relative to its own motion): no overshoot, no hunting.
         direction = np.sign(wanted)
-        approach = np.maximum(braking_step(size, change) + direction * drift, 0.0)
+        approach = np.maximum(approach + direction * drift, 0.0)
         sudden |= size > approach
         self._behind = bool((outside | fast | sudden).any())
         if not self._behind:
             return target, 0
         flags = 0
         if fast.any():
-            flags |= SafetyFlag.VELOCITY_LIMITED
+            flags |= _VELOCITY
         if sudden.any():
-            flags |= SafetyFlag.ACCELERATION_LIMITED
+            flags |= _ACCELERATION
         if (beyond | (outside & ~fast & ~sudden)).any():
-            flags |= SafetyFlag.POSITION_LIMITED
+            flags |= _POSITION
         allowed = direction * np.minimum(np.minimum(size, approach), self._step_limit)
         allowed = np.minimum(np.maximum(allowed, lower), upper)
         allowed = np.minimum(np.maximum(allowed, step - change), step + change)
@@ -147,11 +151,11 @@ class MotionLimiter:
         step = command - self.position
         flags = 0
         if not ((command >= self._low_now) & (command <= self._high_now)).all():
-            flags |= SafetyFlag.POSITION_LIMITED
+            flags |= _POSITION
         if not (np.abs(step) <= np.maximum(self.largest_step, np.abs(self.step))).all():
-            flags |= SafetyFlag.VELOCITY_LIMITED
+            flags |= _VELOCITY
         if not (np.abs(step - self.step) <= self.largest_change).all():
-            flags |= SafetyFlag.ACCELERATION_LIMITED
+            flags |= _ACCELERATION
         return flags
 
     def commit(self, command: np.ndarray) -> None:

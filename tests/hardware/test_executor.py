@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from deployment_rig import Rig, WanderingPolicy
 
+from hardware.arbiter import REASONS
 from hardware.executor import ExecutorConfig, ticks_per_step
 from hardware.robots.fake import FakeRobot
-from hardware.safety.flags import flag_names
+from hardware.safety.flags import HOLDING_FAULTS, STOPPING_FAULTS, flag_names
 from robot_rl.core.errors import ConfigError
 from robot_rl.core.policy import ActionChunk
 from robot_rl.core.robot import Limits, StopKind
@@ -358,6 +359,71 @@ def test_status_names_mode_writer_and_counts():
     assert (status.mode, status.writer, status.estop_latched) == ("auto", "policy", False)
     assert status.counters["chunks_accepted"] >= 1
     assert status.loop["latency_p99_ms"] >= 0
+
+
+def test_a_reset_after_a_tracking_error_takes_the_robot_up_where_it_is():
+    rig = Rig(WanderingPolicy(FakeRobot().spec, speed=0.03), faulty=True, limits=FAST, tracking_seconds=0.02).start()
+    rig.tick(count=7)
+    rig.robot.faults.drop_commands = True
+    rig.tick(count=40)
+    assert (rig.mode, rig.reason) == ("stopped", "tracking_error")
+    rig.robot.faults.drop_commands = False
+    place = rig.plain.hold_command()
+    rig.tick(OperatorEvent.RESET)
+    assert rig.mode == "idle"
+    np.testing.assert_array_equal(rig.executor.safety.command, place)
+    assert not rig.moved(20).any()
+
+
+def test_a_policy_that_never_answers_ends_the_wait():
+    rig = Rig()
+    rig.alive = False
+    rig.tick(OperatorEvent.ENABLE)
+    assert (rig.mode, rig.reason) == ("hold", "enabled")
+    rig.tick(count=210)
+    assert (rig.mode, rig.reason) == ("hold", "no_plan")
+    rig.alive = True
+    rig.tick(count=20)
+    assert rig.mode == "hold"
+
+
+def test_the_operator_can_hold_and_hand_back():
+    rig = Rig().start()
+    rig.tick(OperatorEvent.HOLD)
+    assert (rig.mode, rig.reason) == ("hold", "operator_hold")
+    assert brakes_to_a_stop(rig)
+    rig.tick(OperatorEvent.HAND_BACK)
+    rig.tick(count=5)
+    assert rig.mode == "auto"
+
+
+def test_without_an_operator_it_starts_by_itself_once_the_policy_answers():
+    rig = Rig(autostart=True)
+    rig.alive = False
+    rig.tick(count=50)
+    assert rig.mode == "idle"
+    rig.alive = True
+    rig.tick(count=12)
+    assert rig.mode == "auto"
+    rig.tick(OperatorEvent.EMERGENCY_STOP)
+    rig.tick(OperatorEvent.RESET)
+    rig.tick(count=50)
+    assert rig.mode == "idle"
+
+
+def test_a_lost_heartbeat_of_a_key_that_was_held_does_not_keep_driving():
+    rig = Rig(operator_timeout=0.05).start()
+    rig.steering = np.array([1.0, 0.0, 0.0])
+    rig.tick(count=20)
+    rig.operator_alive = False
+    rig.tick(count=7)
+    assert rig.mode == "hold"
+    assert brakes_to_a_stop(rig)
+
+
+def test_every_fault_is_a_reason_that_recordings_know():
+    assert set(flag_names(HOLDING_FAULTS | STOPPING_FAULTS)) <= set(REASONS)
+    assert len(set(REASONS)) == len(REASONS)
 
 
 def test_rates_must_fit():
