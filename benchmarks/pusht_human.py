@@ -10,12 +10,15 @@ import argparse
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from common import measure, report
 
+from robot_rl.core.env import Step
 from robot_rl.core.registry import load, make_env
 from robot_rl.data.dataset import open_dataset
 from robot_rl.data.frames import Frames
@@ -39,7 +42,8 @@ DATA = Path(os.environ.get("ROBOT_RL_DATA", Path(__file__).resolve().parents[2] 
 def demonstrations() -> Frames:
     """Load the human demonstrations with the observations that gym-pusht gives: 8 key points and the pusher, in px."""
     dataset = open_dataset(DATA / "pusht_human" / "pusht_lowdim.zarr.zip")
-    return dataset.load().remap({"environment_state": "keypoint", "agent_pos": "state[0:2]"})
+    frames = dataset.load().remap({"environment_state": "keypoint", "agent_pos": "state[0:2]"})
+    return replace(frames, spec=replace(frames.spec, rate_hz=10.0))  # zarr buffers state no rate
 
 
 def clone(path: Path) -> dict[str, Any]:
@@ -68,13 +72,35 @@ def score(checkpoint: Path, lanes: int, workers: int) -> dict[str, Any]:
     }
 
 
+class CoverageGain:
+    """Push-T rewarded for what counts: 1 on first success, plus half of the coverage gained in the step.
+
+    The native reward pays min(coverage / 0.95, 1) at every step until success ends the episode, so that its best return
+    is to hover just below success. Gains of coverage telescope and leave no such incentive.
+    """
+
+    def __init__(self, env: Any) -> None:
+        self._env = env
+        self._coverage = np.zeros(env.num_envs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._env, name)
+
+    def step(self, actions: np.ndarray) -> Step:
+        """Step the lanes and replace their reward."""
+        step = self._env.step(actions)
+        gain = step.info["coverage"] - self._coverage
+        self._coverage = np.where(step.done, 0.0, step.info["coverage"])
+        return replace(step, reward=(step.terminated + 0.5 * gain).astype(np.float32))
+
+
 def improve(path: Path, base: Path, method: str, minutes: float, workers: int) -> dict[str, Any]:
     """Fine-tune the base in the environment; returns the settings that were used."""
     config, finetune = method_settings(method), load("finetuners", method)
     session = SessionConfig(minutes=minutes, evaluations=6, eval_episodes=100, eval_lanes=50)
 
     def factory(num_envs: int) -> Any:
-        return make_env(TASK, num_envs=num_envs, workers=workers)
+        return CoverageGain(make_env(TASK, num_envs=num_envs, workers=workers))
 
     with Run.create(path, {"method": method, "config": config, "session": session}, resume=True) as run:
         finetune(load_policy(base), factory, config, run, session=session)

@@ -54,7 +54,7 @@ def record_video(
         if ended.all():
             break
     rate = max(1, round((env.spec.rate_hz or 20) / every))
-    with VideoWriter(Path(path), rate, *frames[0].shape[:2]) as video:
+    with VideoWriter(Path(path), rate, *frames[0].shape[:2], keyframe_interval=30) as video:
         for frame in frames + [frames[-1]] * rate:
             video.add(frame)
     return Path(path)
