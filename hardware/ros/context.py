@@ -1,10 +1,9 @@
-"""The ROS 2 environment of a process: discovery, domain, package paths, shared memory; and what is wrong with it."""
+"""The ROS 2 environment of a process: discovery, domain, package paths, transport; and what is wrong with it."""
 
 from __future__ import annotations
 
 import os
 import random
-import shutil
 import socket
 import sys
 from importlib.util import find_spec
@@ -29,8 +28,7 @@ PACKAGES = (
 MAX_DOMAIN = 101
 """Largest domain id whose ports stay below Linux' ephemeral range."""
 _PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
-_SHARED_MEMORY = Path("/dev/shm")
-_SHARED_MEMORY_NEEDED = 48 * 2**20
+_RANGE = "ROS_AUTOMATIC_DISCOVERY_RANGE"
 
 
 def require_ros(purpose: str = "The ROS 2 transport") -> None:
@@ -50,15 +48,15 @@ def prepare_environment(domain_id: int | None = None) -> None:
 
     What the user has set stays, except the domain where ``domain_id`` is given.
 
-    * ``ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST``: a robot is not commanded from the next desk by accident. This is a
-      discovery filter and no fence: use a firewall or SROS 2 where others share the network.
     * ``AMENT_PREFIX_PATH``: pip's wheels do not set it, and package look-ups fail without.
-    * Fast DDS profile ``launch/fastdds.xml``: shared memory large enough for images.
+    * Fast DDS profile ``launch/fastdds.xml``: loopback only, so that a robot is not commanded from the next desk by
+      accident, and no shared memory, whose locks would let a hanging policy process block the control loop. This needs
+      the discovery range ``SYSTEM_DEFAULT``; any other one adds shared memory.
+    * With another middleware or a profile of the user's own: the discovery range ``LOCALHOST``, a filter and no fence.
 
     Raises:
         ConfigError: ``domain_id`` is not in 0 … 101.
     """
-    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     if domain_id is not None:
         if not 0 <= domain_id <= MAX_DOMAIN:
             raise ConfigError(f"ROS domain id {domain_id} is not in 0 … {MAX_DOMAIN}")
@@ -66,9 +64,11 @@ def prepare_environment(domain_id: int | None = None) -> None:
     prefixes = [part for part in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if part]
     if sys.prefix not in prefixes and Path(sys.prefix, "share", "ament_index").is_dir():
         os.environ["AMENT_PREFIX_PATH"] = os.pathsep.join([sys.prefix, *prefixes])
+    profile = str(data_file("launch", "fastdds.xml"))
     if not any(variable in os.environ for variable in _PROFILE_VARIABLES):
-        profile = str(data_file("launch", "fastdds.xml"))
         os.environ.update(dict.fromkeys(_PROFILE_VARIABLES, profile))
+    ours = _fast_dds() and os.environ.get(_PROFILE_VARIABLES[0]) == profile
+    os.environ.setdefault(_RANGE, "SYSTEM_DEFAULT" if ours else "LOCALHOST")
 
 
 def free_domain() -> int:
@@ -129,33 +129,29 @@ def check() -> list[str]:
         import rclpy  # noqa: F401
     except ImportError as error:
         problems.append(f"rclpy does not load ({error}); start Python from the environment that it is installed in.")
-    problems += _profile_problems() + _shared_memory_problems()
-    discovery = os.environ.get("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    if discovery == "OFF":
-        problems.append("ROS_AUTOMATIC_DISCOVERY_RANGE=OFF: processes on this machine will not find each other.")
+    problems += _transport_problems()
     domain = os.environ.get("ROS_DOMAIN_ID", "0")
     if not domain.isdigit() or int(domain) > MAX_DOMAIN:
         problems.append(f"ROS_DOMAIN_ID={domain} is not in 0 … {MAX_DOMAIN}.")
     return problems
 
 
-def _profile_problems() -> list[str]:
+def _fast_dds() -> bool:
+    return "fastrtps" in os.environ.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp")
+
+
+def _transport_problems() -> list[str]:
     problems = []
     for variable in _PROFILE_VARIABLES:
         path = os.environ.get(variable)
         if path and not Path(path).is_file():
             problems.append(f"{variable} names '{path}', which does not exist.")
-    middleware = os.environ.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp")
-    if "fastrtps" not in middleware:
-        problems.append(f"RMW_IMPLEMENTATION={middleware}: the shared-memory profile for images is for Fast DDS only.")
+    discovery = os.environ.get(_RANGE, "SYSTEM_DEFAULT")
+    if discovery == "OFF":
+        problems.append(f"{_RANGE}=OFF: processes on this machine will not find each other.")
+    elif _fast_dds() and discovery != "SYSTEM_DEFAULT":
+        problems.append(
+            f"{_RANGE}={discovery}: Fast DDS then uses shared memory, and a hanging policy process can block the "
+            "executor for a second; unset it (the project's own profile keeps to this machine anyway)."
+        )
     return problems
-
-
-def _shared_memory_problems() -> list[str]:
-    if not _SHARED_MEMORY.is_dir():
-        return []
-    free = shutil.disk_usage(_SHARED_MEMORY).free
-    if free >= _SHARED_MEMORY_NEEDED:
-        return []
-    remedy = "'fastdds shm clean' removes what killed processes left; in a container give it --shm-size=1g"
-    return [f"{_SHARED_MEMORY} has {free // 2**20} MiB free, {_SHARED_MEMORY_NEEDED // 2**20} needed: {remedy}."]

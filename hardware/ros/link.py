@@ -19,6 +19,7 @@ hangs, its oldest messages are replaced. Callbacks only convert and queue; whoev
 from __future__ import annotations
 
 import logging
+import math
 import re
 import threading
 import time
@@ -391,6 +392,7 @@ class RosOperatorLink:
         self._announced = threading.Event()
         self._pressed = False
         self._reset_due: float | None = None
+        self._newest = -math.inf
         self._publish_operator = self.endpoint.publisher(Joy, OPERATOR, quality(64))
         self._publish_estop = self.endpoint.publisher(Bool, ESTOP, quality(1, latched=True))
         self.endpoint.subscribe(DiagnosticArray, STATUS, self._on_status, quality(16))
@@ -410,7 +412,13 @@ class RosOperatorLink:
         An emergency stop also presses the latched e-stop topic, so that an executor that starts later knows of it. A
         reset releases that topic first and follows `_RESET_DELAY` later: the two travel on different topics, and a
         reset that overtakes the release would be refused.
+
+        The receiver stamps readings when they arrive, so one that is not newer than the last (a device that was lost)
+        is not sent unless it asks for something: silence is what the executor recognises as a lost operator.
         """
+        if reading.stamp <= self._newest and not reading.events and self._reset_due is None:
+            return
+        self._newest = max(self._newest, reading.stamp)
         events = list(reading.events)
         if OperatorEvent.EMERGENCY_STOP in events:
             self.set_estop(True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from hardware.ros.link import Endpoint, RosOperatorLink
 from hardware.ros.node import options, run_node, wait_for_robot
+from hardware.teleop.keyboard import key_map
 from hardware.transport import ExecutorStatus
 from robot_rl.core.clock import Rate
 from robot_rl.core.errors import ConfigError
@@ -70,6 +71,8 @@ def run(config: TeleopNodeConfig, endpoint: Endpoint, stop: threading.Event) -> 
         return
     device = factory(robot.action.size, **options(config.teleop_options))
     device.connect()
+    if config.teleop == "keyboard":
+        logger.info("%s", key_map(robot.action.size, robot.action.names))
     shown = StatusLog()
     try:
         rate = Rate(config.rate)

@@ -94,9 +94,12 @@ def test_ament_package_agrees_with_the_project():
     assert {one.text for one in package.findall("exec_depend")} <= needed
 
 
-def test_shared_memory_profile_names_transports_that_it_defines():
+def test_fast_dds_profile_keeps_to_the_loopback_and_shares_no_memory():
     space = {"dds": "http://www.eprosima.com"}
     root = ElementTree.parse(LAUNCH / "fastdds.xml").getroot()
-    defined = {one.text for one in root.findall(".//dds:transport_descriptor/dds:transport_id", space)}
-    used = {one.text for one in root.findall(".//dds:userTransports/dds:transport_id", space)}
-    assert used == defined == {"robot_rl_shared_memory", "robot_rl_loopback"}
+    transports = root.findall(".//dds:transport_descriptor", space)
+    assert [one.findtext("dds:type", namespaces=space) for one in transports] == ["UDPv4"]
+    assert [one.text for one in root.findall(".//dds:interfaceWhiteList/dds:address", space)] == ["127.0.0.1"]
+    defined = {one.findtext("dds:transport_id", namespaces=space) for one in transports}
+    assert {one.text for one in root.findall(".//dds:userTransports/dds:transport_id", space)} == defined
+    assert root.findtext(".//dds:useBuiltinTransports", namespaces=space) == "false"

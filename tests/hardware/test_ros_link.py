@@ -1,9 +1,11 @@
 """ROS 2 links and processes over a real graph: every peer is a process of its own, and every wait has an end."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -35,7 +37,8 @@ def domain():
     """A domain of our own on this machine only, inherited by child processes."""
     saved = dict(os.environ)
     number = free_domain()
-    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    for name in ("ROS_AUTOMATIC_DISCOVERY_RANGE", "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
+        os.environ.pop(name, None)
     prepare_environment(number)
     yield number
     os.environ.clear()
@@ -144,7 +147,7 @@ def test_operator_events_estop_reset_and_status():
 
         def send(*events):
             motion = np.array([0.5, 0.0], np.float32)
-            operator.send_operator(OperatorInput(-1.0, len(seen), True, motion, events))
+            operator.send_operator(OperatorInput(time.monotonic() - 1e5, len(seen), True, motion, events))
 
         wait_until(lambda: send() or drain() or seen, 5.0, "the first reading")
         assert abs(seen[0].stamp - time.monotonic()) < 5.0, "the receiver stamps the heartbeat"
@@ -158,6 +161,28 @@ def test_operator_events_estop_reset_and_status():
         assert not executor.poll_estop(), "the release must arrive before the reset"
         status = ExecutorStatus("auto", "policy", "", 3, 1.0, False, {"clamp": 1}, {"rate_hz": 50.0})
         wait_until(lambda: executor.publish_status(status) or operator.status == status, 5.0, "the status")
+    finally:
+        executor.close()
+        operator.close()
+
+
+def test_lost_device_falls_silent():
+    executor, operator = RosExecutorLink(SPEC), RosOperatorLink()
+    try:
+        lost = OperatorInput(1.0, 0, True, np.ones(2, np.float32))
+        operator.wait_for_robot(5.0)
+        wait_until(
+            lambda: (
+                operator.send_operator(OperatorInput(time.monotonic(), 0, True, np.ones(2))) or executor.poll_operator()
+            ),
+            *(5.0, "the first reading"),
+        )
+        time.sleep(0.1)
+        while executor.poll_operator() is not None:
+            pass
+        operator.send_operator(lost)
+        time.sleep(0.1)
+        assert executor.poll_operator() is None, "the device's own stamp did not advance"
     finally:
         executor.close()
         operator.close()
@@ -200,29 +225,190 @@ def test_policy_link_says_who_is_missing_and_closes_twice():
     link.close()
 
 
+WRITER = """
+import os, signal, sys, time
+from pathlib import Path
+import numpy as np
+from hardware.ros.link import RosExecutorLink
+from robot_rl.core.robot import StampedObservation
+from robot_rl.core.spec import ArraySpec, Spec
+
+reader = int(sys.argv[1])
+link = RosExecutorLink(Spec({"state": ArraySpec((3,)), "images.front": ArraySpec((48, 64, 3), "uint8")}, ArraySpec((2,)), 50.0))
+values = {"state": np.zeros(3, np.float32), "images.front": np.zeros((48, 64, 3), np.uint8)}
+slowest, seq = 0.0, 0
+
+def send(pause):
+    global slowest, seq
+    start, seq = time.monotonic(), seq + 1
+    link.send_observation(StampedObservation(values, seq, start))
+    slowest = max(slowest, time.monotonic() - start)
+    time.sleep(pause)
+
+while link.poll_chunk() is None:
+    send(0.02)
+slowest = 0.0
+for delay in np.linspace(0.0, 0.001, 20):
+    send(delay)
+    os.kill(reader, signal.SIGSTOP)
+    for _ in range(10):
+        send(0.002)
+    os.kill(reader, signal.SIGCONT)
+    send(0.005)
+threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+print(slowest, *(name for name in threads if name.startswith("dds.")), flush=True)
+link.close()
+"""
+
+
 def test_hanging_policy_process_does_not_block_the_executor(children):
-    """A reader that is stopped in the middle of its work must not make the writer wait."""
-    process = children(ECHO_POLICY)
-    link = RosExecutorLink(SPEC)
+    """A reader that is suspended at whatever point of its work must not make the writer wait; no memory is shared.
+
+    The writer is a process of its own, since Fast DDS reads its profile only once in the life of a process.
+    """
+    reader = children(ECHO_POLICY)
+    output, errors = children(WRITER, str(reader.pid)).communicate(timeout=40)
+    slowest, *threads = output.split()
+    assert float(slowest) < 0.2, errors
+    assert any(name.startswith("dds.udp") for name in threads)
+    assert not any(name.startswith("dds.shm") for name in threads)
+
+
+STEADY_POLICY = """
+import threading
+import numpy as np
+from hardware.policy_process import serve
+from hardware.robots.fake import FakeRobot
+from hardware.ros.link import RosPolicyLink
+
+class Steady:
+    spec = FakeRobot(2, rate_hz=50.0).spec
+    obs_steps, horizon, execute_steps, closed_loop = 1, 8, 1, False
+    def seed(self, seed): pass
+    def refine(self, history, actions): return actions
+    def plan(self, history): return history["state"][:, -1:, :] + 0.01 * np.arange(1, 9)[None, :, None]
+
+link = RosPolicyLink()
+link.wait_for_robot(20)
+serve(Steady(), link, threading.Event())
+"""
+
+
+def test_killed_policy_process_ends_in_a_controlled_stop(children):
+    """The executor notices by itself, within its age limit, that nobody plans any more."""
+    from hardware.arbiter import Mode
+    from hardware.executor import Executor, ExecutorConfig
+    from hardware.robots.fake import FakeRobot
+
+    process = children(STEADY_POLICY)
+    robot = FakeRobot(2, rate_hz=50.0)
+    link = RosExecutorLink(robot.spec)
+    config = ExecutorConfig(execute_steps=1, late_steps=3, autostart=True, realtime_priority=0, blend_seconds=0.0)
+    executor = Executor(robot, link, config)
+    executor.connect()
+    stop = threading.Event()
+    loop = threading.Thread(target=executor.run, args=(stop,))
+    loop.start()
     try:
-        values = {"state": np.zeros(3, np.float32), "images.front": np.zeros((48, 64, 3), np.uint8)}
+        wait_until(lambda: executor.arbiter.mode is Mode.AUTO, 20.0, "the policy's start")
+        time.sleep(0.3)
+        killed = time.monotonic()
+        process.kill()
+        wait_until(lambda: executor.arbiter.mode is Mode.HOLD, 2.0, "the stop")
+        time.sleep(0.5)
+        first = next(change for change in executor.arbiter.changes if change[0] > killed)
+        assert first[1:] == (Mode.HOLD, "policy_starved")
+        assert first[0] - killed <= 0.15
+        assert executor.safety.counts["policy_starved"] >= 1
+    finally:
+        stop.set()
+        loop.join(5.0)
+        executor.shut_down()
+        link.close()
+    path = np.array(robot.commands)
+    speed = np.diff(path, axis=0) * config.tick_rate_hz
+    assert np.abs(speed).max() > 0.1, "it did move"
+    assert np.abs(np.diff(speed, axis=0)).max() * config.tick_rate_hz <= 10.0 + 1e-6, "braked within the limits"
+    np.testing.assert_array_equal(path[-1], path[-20], "and it holds")
 
-        def exchange():
-            link.send_observation(StampedObservation(values, 0, time.monotonic()))
-            return link.poll_chunk() is not None
 
-        wait_until(exchange, 20.0, "the first chunk")
-        process.send_signal(signal.SIGSTOP)
-        slowest = 0.0
-        for seq in range(100):
-            start = time.monotonic()
-            link.send_observation(StampedObservation(values, seq, start))
-            slowest = max(slowest, time.monotonic() - start)
-            time.sleep(0.002)
-        assert slowest < 0.1
+def test_interrupted_executor_process_brakes_holds_and_reports(children, tmp_path):
+    children(STEADY_POLICY)
+    report = tmp_path / "executor.json"
+    operator = RosOperatorLink()
+    command = [
+        *(sys.executable, "-m", "hardware.ros.executor_node", "--robot", "fake", "--autostart"),
+        *("--robot-options", "size=2", "--robot-options", "rate_hz=50.0", "--report", str(report)),
+        *("--executor-options", "execute_steps=1", "--executor-options", "realtime_priority=0"),
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: operator.status is not None and operator.status.mode == "auto", 20.0, "the start")
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=10)
+        assert process.returncode == 0, errors
+        found = json.loads(report.read_text())
+        assert found["final_stop_confirmed"] is True
+        assert found["mode_changes"][-1]["reason"] == "shutdown"
+        assert (operator.status.mode, operator.status.reason) == ("hold", "shutdown"), "the last words still arrived"
     finally:
         process.kill()
-        link.close()
+        operator.close()
+
+
+def test_policy_for_another_robot_is_refused_by_name(tmp_path, domain):
+    from hardware.robots.fake import FakeRobot
+    from hardware.ros.processes import RosDeployment, run_ros_deployment
+    from robot_rl.policies.checkpoint import save_policy
+    from robot_rl.policies.chunked import ChunkedConfig, ChunkedPolicy
+
+    policy = ChunkedPolicy(FakeRobot(3).spec, ChunkedConfig(width=16, depth=1))
+    save_policy(policy, tmp_path / "policy")
+    deployment = RosDeployment(
+        tmp_path / "policy",
+        *("fake", {"size": 4}, {"realtime_priority": 0}),
+        seconds=20.0,
+        log_directory=tmp_path / "logs",
+        domain_id=domain,
+    )
+    with pytest.raises(
+        HardwareError, match=r"(?s)policy process .* exit code 1.*does not fit the robot.*\(3,\).*\(4,\)"
+    ):
+        run_ros_deployment(deployment)
+    assert json.loads((tmp_path / "logs" / "executor.json").read_text())["final_stop_confirmed"] is True
+
+
+def test_node_settings_from_flags_parameters_and_defaults(tmp_path):
+    from hardware.ros.executor_node import ExecutorNodeConfig, executor_config, make_robot
+    from hardware.ros.node import options, parse_flags, read_config
+
+    file = tmp_path / "executor.yaml"
+    file.write_text("/**:\n  ros__parameters:\n    seconds: 5\n    robot: fake\n    robot_options: [size=2]\n")
+    argv = ["--robot", "sim", "--executor-options", "late_steps=3", "--ros-args", "--params-file", str(file)]
+    given, ros_arguments = parse_flags(ExecutorNodeConfig, argv, "executor_node")
+    endpoint = Endpoint("executor", arguments=ros_arguments)
+    try:
+        config = read_config(ExecutorNodeConfig, endpoint.node, given)
+        assert (config.robot, config.seconds, config.robot_options) == ("sim", 5.0, ("size=2",))
+        assert config.executor_options == ("late_steps=3",)
+        assert "registry" in endpoint.node.describe_parameter("robot").description
+    finally:
+        endpoint.close()
+    misspelt = Endpoint("executor", arguments=["--ros-args", "-p", "secnds:=1.0"])
+    try:
+        with pytest.raises(RobotRLError, match="Did you mean 'seconds'"):
+            read_config(ExecutorNodeConfig, misspelt.node, {})
+    finally:
+        misspelt.close()
+    assert options(["a=1", "b=true", "c=peg_insert"]) == {"a": 1, "b": True, "c": "peg_insert"}
+    with pytest.raises(RobotRLError, match="name=value"):
+        options(["oops"])
+    with pytest.raises(RobotRLError, match="Did you mean 'late_steps'"):
+        executor_config(("late_step=3",), False)
+    with pytest.raises(RobotRLError, match="expected a int"):
+        executor_config(("late_steps=many",), False)
+    with pytest.raises(RobotRLError, match=r"'fake'.*colour"):
+        make_robot("fake", ("colour=red",))
 
 
 def test_supervisor_names_the_dead_child_and_escalates(tmp_path):
@@ -250,5 +436,7 @@ def test_environment_check_and_errors(monkeypatch):
     problems = " ".join(check())
     assert "/nowhere/profile.xml" in problems
     assert "OFF" in problems
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    assert "shared memory" in " ".join(check())
     with pytest.raises(RobotRLError, match="1000 is not in"):
         prepare_environment(1000)
