@@ -10,7 +10,6 @@ import difflib
 import importlib
 import importlib.util
 import io
-import logging
 import os
 import socket
 import subprocess
@@ -18,7 +17,7 @@ import sys
 import traceback
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -217,18 +216,24 @@ def make_gymnasium(env_id: str, options: Mapping[str, Any]) -> Any:
         raise MissingDependencyError("gymnasium", "gym", f"The environment 'gym:{env_id}'") from error
     _register(env_id, gymnasium.registry)
     defaults = next((d for name, d in _DEFAULTS.items() if env_id.startswith(name)), {})
-    logging.getLogger("gymnasium").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return gymnasium.make(
-                env_id, **{"render_mode": "rgb_array", "disable_env_checker": True, **defaults, **options}
-            )
+            drawn = {"render_mode": "rgb_array"} if "rgb_array" in _render_modes(env_id) else {}
+            return gymnasium.make(env_id, **{"disable_env_checker": True, **drawn, **defaults, **options})
     except (gymnasium.error.Error, TypeError, ValueError) as error:
         message = str(error).partition(" was raised from the environment creator")[0]
         raise ConfigError(f"gym:{env_id}: {' '.join(message.split())}") from error
     except ModuleNotFoundError as error:
         raise MissingDependencyError(str(error.name), "gym", f"The environment 'gym:{env_id}'") from error
+
+
+def _render_modes(env_id: str) -> Sequence[str]:
+    from gymnasium.envs.registration import load_env_creator, spec
+
+    entry = spec(env_id).entry_point
+    creator = load_env_creator(entry) if isinstance(entry, str) else entry
+    return getattr(creator, "metadata", {}).get("render_modes") or ()
 
 
 def _register(env_id: str, registry: Mapping[str, Any]) -> None:
