@@ -2,7 +2,7 @@
 
 import pytest
 
-from robot_rl.core.registry import load, make_env, names
+from robot_rl.core.registry import make_env, names
 from robot_rl.core.testing import check_vec_env
 
 TASKS = [name for name in names("tasks") if name != "gym"]
