@@ -81,7 +81,7 @@ class Renderer:
             )
             self._image = self._wp.zeros((worlds, height, width), dtype=self._wp.vec3)
         self._poses = {
-            name: np.zeros((worlds, *getattr(self._data, name).shape), np.float32)
+            name: np.zeros(getattr(self._scene, name).numpy().shape, np.float32)
             for name in ("geom_xpos", "geom_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir")
         }
 
@@ -117,7 +117,7 @@ class Renderer:
 
     def _copy_poses(self, world: int, data: mujoco.MjData) -> None:
         for name, value in self._poses.items():
-            value[world] = getattr(data, name)
+            value[world] = getattr(data, name).reshape(value.shape[1:])
 
     def _copy_looks(self, model: mujoco.MjModel) -> None:
         for name in ("geom_size", "geom_rgba"):
@@ -128,8 +128,7 @@ class Renderer:
         """Return images (worlds, height, width, 3) uint8 of the poses that were copied."""
         with _lock:
             for name, value in self._poses.items():
-                target = getattr(self._scene, name)
-                target.assign(value.reshape(target.numpy().shape))
+                getattr(self._scene, name).assign(value)
             self._mjw.refit_bvh(self._model, self._scene, self._context)
             self._mjw.render(self._model, self._scene, self._context)
             self._mjw.get_rgb(self._context, 0, self._image)

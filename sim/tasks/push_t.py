@@ -99,6 +99,10 @@ class PushT(BatchEnv):
         """Return the pusher's positions (K, 2) in pixels."""
         return self._qpos[lanes, 3:5] * _PIXELS
 
+    def hold_action(self) -> np.ndarray:
+        """Return the actions (N, 2) that keep the pushers where they are."""
+        return np.clip(self.pusher_position(), 0.0, tee.ARENA)
+
     def observe(self, lanes: Lanes = ALL) -> Observation:
         """Return ``agent_pos`` (K, 2), ``environment_state`` (K, 16) and ``state`` (K, 5)."""
         pose, corners = (self._pose, self._corners) if self.measured else self._geometry(lanes)
