@@ -13,7 +13,7 @@ from typing import Any
 
 from hardware.executor import Executor, ExecutorConfig
 from hardware.recorder import Recorder
-from hardware.ros.link import Endpoint, RosExecutorLink
+from hardware.ros.link import ROBOT_SPEC, Endpoint, RosExecutorLink
 from hardware.ros.node import options, run_node
 from robot_rl.core.errors import ConfigError, HardwareError, UnknownNameError
 from robot_rl.core.registry import load
@@ -81,12 +81,13 @@ def run(config: ExecutorNodeConfig, endpoint: Endpoint, stop: threading.Event) -
     """Run the robot until ``stop`` is set or the time is over; it ends with a controlled stop and a hold.
 
     Raises:
-        HardwareError: the robot does not connect, or did not confirm the final stop.
+        HardwareError: the robot does not connect, another executor runs already, or the final stop was not confirmed.
     """
     settings = executor_config(config.executor_options, config.autostart)
     robot = make_robot(config.robot, config.robot_options)
-    recorder = Recorder(config.record, robot.spec, task=config.instruction) if config.record else None
     link = RosExecutorLink(robot.spec, endpoint)
+    endpoint.require_alone(ROBOT_SPEC, "executor")
+    recorder = Recorder(config.record, robot.spec, task=config.instruction) if config.record else None
     executor = Executor(robot, link, settings, recorder=recorder)
     executor.connect()
     try:

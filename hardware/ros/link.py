@@ -139,6 +139,26 @@ class Endpoint:
 
         self.node.create_subscription(message_type, topic, guarded, profile)
 
+    def require_alone(self, topic: str, what: str, patience: float = 0.6) -> None:
+        """Raise `HardwareError` if another node publishes ``topic`` too; call it after creating one's own publisher.
+
+        Two executors would command one robot, and two policies would alternate: there is one writer or none.
+
+        Args:
+            topic: relative name.
+            what: what the node is, for the message.
+            patience: seconds in which others are discovered; they announce themselves every 0.2 s.
+        """
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            if self.node.count_publishers(topic) > 1:
+                name = self.node.resolve_topic_name(topic)
+                raise HardwareError(
+                    f"another {what} publishes '{name}' already: end it, or choose another namespace or ROS domain "
+                    "(one that was killed is forgotten after 5 s)"
+                )
+            time.sleep(0.02)
+
     def close(self) -> None:
         """Let the last messages arrive, stop the I/O thread and leave the graph; safe to call twice.
 

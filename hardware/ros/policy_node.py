@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hardware.policy_process import load_and_warm, serve
-from hardware.ros.link import Endpoint, RosPolicyLink
+from hardware.ros.link import CHUNK, Endpoint, RosPolicyLink
 from hardware.ros.node import run_node, wait_for_robot
 from robot_rl.core.errors import ConfigError
 
@@ -46,11 +46,12 @@ def run(config: PolicyNodeConfig, endpoint: Endpoint, stop: threading.Event) -> 
 
     Raises:
         SpecMismatchError: the policy was made for another robot; the message lists the differences.
-        HardwareError: no executor announced itself in time.
+        HardwareError: no executor announced itself in time, or another policy process runs already.
     """
     policy = load_and_warm(config.policy, threads=config.threads, seed=config.seed, device=config.device)
     images = tuple(key for key, one in policy.spec.observation.items() if one.is_image)
     link = RosPolicyLink(endpoint, images)
+    endpoint.require_alone(CHUNK, "policy process")
     robot = wait_for_robot(link, config.robot_timeout, stop)
     if robot is None:
         return

@@ -188,6 +188,20 @@ def test_lost_device_falls_silent():
         operator.close()
 
 
+def test_a_second_executor_or_policy_is_refused():
+    from hardware.ros.link import CHUNK, ROBOT_SPEC
+
+    first, policy = RosExecutorLink(SPEC), RosPolicyLink()
+    second = RosExecutorLink(SPEC)
+    try:
+        with pytest.raises(HardwareError, match="another executor publishes '/robot_rl/robot_spec' already"):
+            second.endpoint.require_alone(ROBOT_SPEC, "executor")
+        policy.endpoint.require_alone(CHUNK, "policy process", patience=0.3)
+    finally:
+        for link in (first, policy, second):
+            link.close()
+
+
 def test_malformed_messages_are_dropped_and_counted(caplog):
     from sensor_msgs.msg import Joy
     from trajectory_msgs.msg import JointTrajectory
@@ -234,7 +248,8 @@ from robot_rl.core.robot import StampedObservation
 from robot_rl.core.spec import ArraySpec, Spec
 
 reader = int(sys.argv[1])
-link = RosExecutorLink(Spec({"state": ArraySpec((3,)), "images.front": ArraySpec((48, 64, 3), "uint8")}, ArraySpec((2,)), 50.0))
+observation = {"state": ArraySpec((3,)), "images.front": ArraySpec((48, 64, 3), "uint8")}
+link = RosExecutorLink(Spec(observation, ArraySpec((2,)), 50.0))
 values = {"state": np.zeros(3, np.float32), "images.front": np.zeros((48, 64, 3), np.uint8)}
 slowest, seq = 0.0, 0
 
