@@ -27,9 +27,9 @@ class ControllerLimits:
     """Largest rate of each rotation-vector element, rad/s."""
     smoothing: float = 0.04
     """Time constant of the first-order filter between command and target, s."""
-    linear_leash: float = 0.015
+    linear_leash: float = 0.006
     """Largest distance along each axis between target and measured position, m."""
-    angular_leash: float = 0.15
+    angular_leash: float = 0.05
     """Largest difference of each rotation-vector element between target and measured pose, rad."""
 
     def velocity(self) -> np.ndarray:
@@ -58,14 +58,25 @@ def tool_rotation(pose: np.ndarray) -> np.ndarray:
 class CartesianController:
     """Cartesian controllers of N arms that share one inverse kinematics."""
 
-    def __init__(self, kinematics: BatchIK, num_envs: int, limits: ControllerLimits) -> None:
-        self.kinematics, self.limits = kinematics, limits
+    def __init__(
+        self, kinematics: BatchIK, num_envs: int, limits: ControllerLimits, lead: np.ndarray | float = 0.0
+    ) -> None:
+        """Prepare for ``num_envs`` arms; `reset` places them.
+
+        Args:
+            kinematics: the arm's inverse kinematics.
+            num_envs: number N of arms.
+            limits: bounds on the target's motion.
+            lead: (n,) time in s by which joint targets run ahead of the path; damping over stiffness of the servos
+                makes up for the lag that their damping causes.
+        """
+        self.kinematics, self.limits, self.lead = kinematics, limits, lead
         self.command = np.zeros((num_envs, 6))
         """(N, 6) newest commanded pose."""
         self.target = np.zeros((num_envs, 6))
         """(N, 6) pose that the joints are driven to."""
         self.joints = np.zeros((num_envs, kinematics.num_joints))
-        """(N, n) joint position targets in rad."""
+        """(N, n) joint angles in rad that put the tool at the target."""
 
     def reset(self, lanes: np.ndarray, pose: np.ndarray) -> np.ndarray:
         """Place the targets of ``lanes`` (K,) at ``pose`` (K, 6), reached from rest; return their joints (K, n)."""
@@ -88,5 +99,6 @@ class CartesianController:
         target = self.target + np.clip(wish, -speed, speed) * period
         leash = limits.leash()
         self.target = np.clip(target, measured - leash, measured + leash)
-        self.joints = self.kinematics.solve(self.joints, self.target[:, :3], tool_rotation(self.target), iterations=1)
-        return self.joints
+        before = self.joints
+        self.joints = self.kinematics.solve(before, self.target[:, :3], tool_rotation(self.target), iterations=1)
+        return self.joints + self.lead * (self.joints - before) / period

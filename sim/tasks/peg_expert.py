@@ -41,7 +41,7 @@ class PegExpert:
 
     hover = 0.005
     """Height of the tip above the rim while aligning, m."""
-    press = 0.004
+    press = 0.003
     """How far below the tool the command lies while lowering, m: sets speed and force."""
     tolerance = 0.0005
     """Lateral error at which the peg is lowered, m."""

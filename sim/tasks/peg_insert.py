@@ -1,7 +1,7 @@
 """Peg insertion: a Panda that already holds a square peg inserts it into a square hole with 0.5 mm of clearance.
 
 **World.** 2 ms physics (``discrete`` integrator, elliptic friction cones), 20 Hz commands, a 100 Hz Cartesian
-controller (`sim.cartesian`) and joint position servos with perfect gravity compensation. Peg 20 x 20 mm with 1 mm
+controller (`sim.cartesian`) and joint position servos with perfect gravity compensation. Peg 20 x 20 mm with 0.5 mm
 fillets, hole 20.5 mm wide (0.25 mm per side) and 30 mm deep (`sim.tasks.peg_scene`).
 
 **The grasp** is a spring: three translations and three rotations between hand and peg with the stiffness of
@@ -121,7 +121,9 @@ class PegInsert(BatchEnv):
         """(6,) largest acceleration of each action element that the controller follows, m/s² and rad/s²."""
         arm = mujoco.MjModel.from_xml_path(str(data_file("assets", "franka_panda", "panda.xml")))
         kinematics = BatchIK(arm, "tool", HOME, num_envs, threads=options.get("threads", 0))
-        self.controller = CartesianController(kinematics, num_envs, self.limits)
+        stiffness = np.asarray(self.model.actuator_gainprm)[:7, 0]
+        lead = (self.model.dof_damping[:7] - np.asarray(self.model.actuator_biasprm)[:7, 2]) / stiffness
+        self.controller = CartesianController(kinematics, num_envs, self.limits, lead)
         self._bind(num_envs)
 
     def _bind(self, num_envs: int) -> None:
