@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shlex
 import socket
 import sys
 from importlib.util import find_spec
@@ -48,7 +49,8 @@ def prepare_environment(domain_id: int | None = None) -> None:
 
     What the user has set stays, except the domain where ``domain_id`` is given.
 
-    * ``AMENT_PREFIX_PATH``: pip's wheels do not set it, and package look-ups fail without.
+    * ``AMENT_PREFIX_PATH``: pip's wheels do not set it, and package look-ups fail without; also names the prefix
+      ``launch/ament``, in which ``ros2 run robot_rl …`` finds our nodes.
     * Fast DDS profile ``launch/fastdds.xml``: loopback only, so that a robot is not commanded from the next desk by
       accident, and no shared memory, whose locks would let a hanging policy process block the control loop. This needs
       the discovery range ``SYSTEM_DEFAULT``; any other one adds shared memory.
@@ -61,14 +63,15 @@ def prepare_environment(domain_id: int | None = None) -> None:
         if not 0 <= domain_id <= MAX_DOMAIN:
             raise ConfigError(f"ROS domain id {domain_id} is not in 0 … {MAX_DOMAIN}")
         os.environ["ROS_DOMAIN_ID"] = str(domain_id)
+    wanted = [data_file("launch", "ament"), Path(sys.prefix)]
     prefixes = [part for part in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if part]
-    if sys.prefix not in prefixes and Path(sys.prefix, "share", "ament_index").is_dir():
-        os.environ["AMENT_PREFIX_PATH"] = os.pathsep.join([sys.prefix, *prefixes])
+    ours = [str(one) for one in wanted if (one / "share" / "ament_index").is_dir() and str(one) not in prefixes]
+    os.environ["AMENT_PREFIX_PATH"] = os.pathsep.join(ours + prefixes)
     profile = str(data_file("launch", "fastdds.xml"))
     if not any(variable in os.environ for variable in _PROFILE_VARIABLES):
         os.environ.update(dict.fromkeys(_PROFILE_VARIABLES, profile))
-    ours = _fast_dds() and os.environ.get(_PROFILE_VARIABLES[0]) == profile
-    os.environ.setdefault(_RANGE, "SYSTEM_DEFAULT" if ours else "LOCALHOST")
+    loopback_only = _fast_dds() and os.environ.get(_PROFILE_VARIABLES[0]) == profile
+    os.environ.setdefault(_RANGE, "SYSTEM_DEFAULT" if loopback_only else "LOCALHOST")
 
 
 def free_domain() -> int:
@@ -155,3 +158,14 @@ def _transport_problems() -> list[str]:
             "executor for a second; unset it (the project's own profile keeps to this machine anyway)."
         )
     return problems
+
+
+def main() -> None:
+    """Print the shell commands that prepare a terminal for ``ros2`` tools; use as ``eval "$(python -m …)"``."""
+    prepare_environment()
+    for name in (*_PROFILE_VARIABLES, _RANGE, "AMENT_PREFIX_PATH"):
+        sys.stdout.write(f"export {name}={shlex.quote(os.environ[name])}\n")
+
+
+if __name__ == "__main__":
+    main()

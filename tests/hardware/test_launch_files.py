@@ -4,6 +4,8 @@ import dataclasses
 import importlib
 import os
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -56,7 +58,7 @@ def test_only_the_subset_is_used(path):
         if tag in ("arg", "let"):
             declared.add(attributes["name"])
             assert tag == "let" or attributes.get("description", "").endswith("."), f"describe {attributes['name']}"
-    text = path.read_text()
+    text = "\n".join(line for line in path.read_text().splitlines() if not line.startswith("#"))
     assert set(re.findall(r"\$\((\S+?)[ )]", text)) <= SUBSTITUTIONS
     assert set(re.findall(r"\$\(var ([^)]+)\)", text)) <= declared
 
@@ -67,7 +69,7 @@ def test_nodes_and_parameters_exist(path):
         if tag != "node":
             continue
         assert attributes["pkg"] == "robot_rl"
-        entry = LAUNCH / "ament" / attributes["exec"]
+        entry = LAUNCH / "ament" / "lib" / "robot_rl" / attributes["exec"]
         assert os.access(entry, os.X_OK), f"{entry.name} must be executable"
         known = config_class(attributes["exec"])
         for parameter in attributes.get("param", []):
@@ -87,11 +89,20 @@ def test_there_is_a_launch_file_and_no_python_package():
 def test_ament_package_agrees_with_the_project():
     tomllib = pytest.importorskip("tomllib")
     project = tomllib.loads((LAUNCH.parent / "pyproject.toml").read_text())["project"]
-    package = ElementTree.parse(LAUNCH / "ament" / "package.xml").getroot()
+    package = ElementTree.parse(LAUNCH / "ament" / "share" / "robot_rl" / "package.xml").getroot()
     assert package.findtext("name") == project["name"].replace("-", "_")
     assert package.findtext("version") == project["version"]
     needed = {name.removeprefix("ros-jazzy-").replace("-", "_") for name in project["optional-dependencies"]["ros"]}
     assert {one.text for one in package.findall("exec_depend")} <= needed
+
+
+def test_ros_finds_the_package_with_the_printed_environment():
+    pytest.importorskip("ament_index_python", reason="ROS 2 is not installed: pip install 'robot-rl[ros]'")
+    code = "from ament_index_python import get_package_prefix as p; print(p('robot_rl'), p('rclpy'))"
+    script = f'eval "$({sys.executable} -m hardware.ros.context)" && {sys.executable} -c "{code}"'
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("AMENT", "ROS_", "FAST"))}
+    shell = subprocess.run(["sh", "-c", script], cwd=LAUNCH.parent, env=clean, capture_output=True, text=True)
+    assert shell.stdout.split() == [str(LAUNCH / "ament"), sys.prefix], shell.stderr
 
 
 def test_fast_dds_profile_keeps_to_the_loopback_and_shares_no_memory():
