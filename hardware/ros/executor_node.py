@@ -13,7 +13,8 @@ from typing import Any
 
 from hardware.executor import Executor, ExecutorConfig
 from hardware.recorder import Recorder
-from hardware.ros.link import ROBOT_SPEC, Endpoint, RosExecutorLink
+from hardware.ros.endpoint import Endpoint
+from hardware.ros.link import ROBOT_SPEC, RosExecutorLink
 from hardware.ros.node import options, run_node
 from robot_rl.core.errors import ConfigError, HardwareError, UnknownNameError
 from robot_rl.core.registry import load

@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
-from hardware.ros.link import Endpoint, RosOperatorLink, RosPolicyLink
+from hardware.ros.endpoint import Endpoint
+from hardware.ros.link import RosOperatorLink, RosPolicyLink
 from hardware.ros.processes import end_with_supervisor
 from robot_rl.core.errors import ConfigError, HardwareError, RobotRLError, UnknownNameError
 from robot_rl.core.spec import Spec

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hardware.policy_process import load_and_warm, serve
-from hardware.ros.link import CHUNK, Endpoint, RosPolicyLink
+from hardware.ros.endpoint import Endpoint
+from hardware.ros.link import CHUNK, RosPolicyLink
 from hardware.ros.node import run_node, wait_for_robot
 from robot_rl.core.errors import ConfigError
 

@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 SUPERVISOR_VARIABLE = "ROBOT_RL_SUPERVISOR"
 """Environment variable with the process id of the supervisor: a child that finds another parent ends."""
-ESCALATION = ((signal.SIGINT, 5.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
-"""Signals that end a child, each with the seconds that it has before the next one."""
+ESCALATION = ((signal.SIGINT, 10.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0))
+"""Signals that end a child, each with the seconds that it has before the next one: a recording is saved meanwhile."""
 EXECUTOR_REPORT, POLICY_REPORT = "executor.json", "policy.json"
 """Files in the log directory with the figures of the two processes, written at their end."""
 _LOG_LINES = 12
@@ -179,7 +179,8 @@ def run_ros_deployment(
     """
     require_ros("A ROS 2 deployment")
     prepare_environment(deployment.domain_id)
-    from hardware.ros.link import Endpoint, RosOperatorLink
+    from hardware.ros.endpoint import Endpoint
+    from hardware.ros.link import RosOperatorLink
 
     link = RosOperatorLink(Endpoint("console", domain_id=deployment.domain_id))
     try:

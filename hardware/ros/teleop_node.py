@@ -8,7 +8,8 @@ import threading
 import time
 from dataclasses import dataclass
 
-from hardware.ros.link import Endpoint, RosOperatorLink
+from hardware.ros.endpoint import Endpoint
+from hardware.ros.link import RosOperatorLink
 from hardware.ros.node import options, run_node, wait_for_robot
 from hardware.teleop.keyboard import key_map
 from hardware.transport import ExecutorStatus

@@ -15,7 +15,8 @@ import pytest
 pytest.importorskip("rclpy", reason="ROS 2 is not installed: pip install 'robot-rl[ros]'")
 
 from hardware.ros.context import check, free_domain, prepare_environment
-from hardware.ros.link import Endpoint, RosExecutorLink, RosOperatorLink, RosPolicyLink
+from hardware.ros.endpoint import Endpoint
+from hardware.ros.link import RosExecutorLink, RosOperatorLink, RosPolicyLink
 from hardware.ros.processes import Supervisor
 from hardware.transport import ExecutorLink, ExecutorStatus, PolicyLink
 from robot_rl.core.errors import HardwareError, RobotRLError
@@ -47,11 +48,11 @@ def domain():
 
 @pytest.fixture
 def children():
-    """Start Python code as child processes; whatever still runs afterwards is killed."""
+    """Start Python code, or a module with ``-m``, as child processes; whatever still runs afterwards is killed."""
     started = []
 
     def start(code, *arguments):
-        command = [sys.executable, "-c", code, *arguments]
+        command = [sys.executable, *([] if code == "-m" else ["-c"]), code, *arguments]
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         started.append(process)
         return process
@@ -210,7 +211,8 @@ def test_malformed_messages_are_dropped_and_counted(caplog):
     stranger = Endpoint("stranger")
     stranger.start()
     try:
-        from hardware.ros.link import CHUNK, OPERATOR, quality
+        from hardware.ros.endpoint import quality
+        from hardware.ros.link import CHUNK, OPERATOR
 
         send_chunk = stranger.publisher(JointTrajectory, CHUNK, quality(8))
         send_joy = stranger.publisher(Joy, OPERATOR, quality(8))
@@ -369,6 +371,38 @@ def test_interrupted_executor_process_brakes_holds_and_reports(children, tmp_pat
     finally:
         process.kill()
         operator.close()
+
+
+def test_operator_process_enables_and_stops_the_robot(children, tmp_path):
+    """Keys typed into a terminal reach the executor through the operator's process: enable, then the e-stop."""
+    script = tmp_path / "keys.txt"
+    script.write_text("0.3 n\n1.0 space\n")
+    node = ["-m", "hardware.ros.teleop_node", "--teleop", "script", "--teleop-options", f"script={script}"]
+    robot = ["-m", "hardware.ros.executor_node", "--robot", "fake", "--robot-options", "size=2"]
+    robot += ["--robot-options", "rate_hz=50.0", "--executor-options", "execute_steps=1"]
+    robot += ["--executor-options", "realtime_priority=0"]
+    watcher = RosOperatorLink()
+    modes = []
+    try:
+        children(STEADY_POLICY)
+        executor = children(*robot)
+        wait_until(
+            lambda: watcher.status is not None and watcher.status.counters.get("chunks_received"), 20.0, "a chunk"
+        )
+        operator = children(*node, "--teleop-options", "autostart=true")
+
+        def stopped():
+            modes.append(watcher.status.mode)
+            return modes[-1] == "stopped"
+
+        wait_until(stopped, 20.0, "the stop")
+        assert "auto" in modes
+        assert (watcher.status.reason, watcher.status.estop_latched) == ("emergency_stop", True)
+        for process in (operator, executor):
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == 0, process.stderr.read()
+    finally:
+        watcher.close()
 
 
 def test_policy_for_another_robot_is_refused_by_name(tmp_path, domain):

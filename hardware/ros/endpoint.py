@@ -1,0 +1,157 @@
+"""A ROS 2 node with its I/O thread: what every link stands on."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from hardware.ros.context import open_context
+from robot_rl.core.errors import HardwareError, RobotRLError
+
+if TYPE_CHECKING:
+    from rclpy.publisher import Publisher
+    from rclpy.qos import QoSProfile
+
+logger = logging.getLogger(__name__)
+
+_JOIN_SECONDS = 2.0
+_FLUSH_SECONDS = 0.2
+
+
+def quality(depth: int, *, reliable: bool = True, latched: bool = False) -> QoSProfile:
+    """Return keep-last quality of service of ``depth`` messages; ``latched`` repeats them to late joiners."""
+    from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=depth,
+        reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
+    )
+
+
+class Endpoint:
+    """One ROS 2 context, one node and one I/O thread that runs its callbacks.
+
+    The thread spins a single-threaded executor: the events executor deadlocks and the multi-threaded one costs more
+    for no less jitter. A message that cannot be used is counted in `rejected`, logged once per cause, and dropped.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        namespace: str = "robot_rl",
+        domain_id: int | None = None,
+        arguments: list[str] | None = None,
+    ) -> None:
+        """Open the context and the node; the thread starts with `start` or with the first link.
+
+        Args:
+            name: node name; ``__node`` in ``arguments`` overrides it.
+            namespace: prefix of all topics; ``__ns`` in ``arguments`` overrides it.
+            domain_id: DDS domain, or None for ``ROS_DOMAIN_ID``.
+            arguments: command line with ``--ros-args …``.
+        """
+        self._context = open_context(domain_id, arguments)
+        from rclpy.executors import SingleThreadedExecutor
+        from rclpy.node import Node
+
+        # Overrides are declared as they come, so that a misspelt one is seen and refused instead of ignored.
+        self.node = Node(
+            name, namespace=namespace, context=self._context, automatically_declare_parameters_from_overrides=True
+        )
+        self.rejected = 0
+        """Messages that were dropped because they could not be used."""
+        self._complaints: set[str] = set()
+        self._publishers: list[Publisher] = []
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self.node)
+        self._thread = threading.Thread(target=self._spin, name=f"ros-{name}", daemon=True)
+        self._closed = False
+
+    def start(self) -> None:
+        """Start the I/O thread; does nothing if it runs."""
+        if not self._thread.is_alive() and not self._closed:
+            self._thread.start()
+
+    def publisher(self, message_type: type, topic: str, profile: QoSProfile) -> Callable[[Any], None]:
+        """Return a function that publishes ``message_type``; once the endpoint is closed it does nothing."""
+        publisher = self.node.create_publisher(message_type, topic, profile)
+        self._publishers.append(publisher)
+
+        def publish(message: Any) -> None:
+            if not self._closed:
+                publisher.publish(message)
+
+        return publish
+
+    def subscribe(self, message_type: type, topic: str, callback: Callable[[Any], None], profile: QoSProfile) -> None:
+        """Call ``callback`` with every message, in the I/O thread."""
+
+        def guarded(message: Any) -> None:
+            try:
+                callback(message)
+            except RobotRLError as error:
+                self.rejected += 1
+                if str(error) not in self._complaints:
+                    self._complaints.add(str(error))
+                    logger.warning("message on '%s' dropped: %s", topic, error)
+
+        self.node.create_subscription(message_type, topic, guarded, profile)
+
+    def require_alone(self, topic: str, what: str, patience: float = 0.6) -> None:
+        """Raise `HardwareError` if another node publishes ``topic`` too; call it after creating one's own publisher.
+
+        Two executors would command one robot, and two policies would alternate: there is one writer or none.
+
+        Args:
+            topic: relative name.
+            what: what the node is, for the message.
+            patience: seconds in which others are discovered; they announce themselves every 0.2 s.
+        """
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            if self.node.count_publishers(topic) > 1:
+                name = self.node.resolve_topic_name(topic)
+                raise HardwareError(
+                    f"another {what} publishes '{name}' already: end it, or choose another namespace or ROS domain "
+                    "(one that was killed is forgotten after 5 s)"
+                )
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        """Let the last messages arrive, stop the I/O thread and leave the graph; safe to call twice.
+
+        The thread ends before the context goes: a thread that still spins at interpreter exit aborts the process.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._flush(_FLUSH_SECONDS)
+        self._executor.shutdown(timeout_sec=_JOIN_SECONDS)
+        if self._thread.is_alive():
+            self._thread.join(_JOIN_SECONDS)
+            if self._thread.is_alive():
+                logger.error("the ROS 2 I/O thread did not end within %.0f s", _JOIN_SECONDS)
+        self.node.destroy_node()
+        self._context.try_shutdown()
+
+    def _flush(self, seconds: float) -> None:
+        """Wait until readers have what was published, for at most ``seconds`` in all: a hanging one never gets it."""
+        from rclpy.duration import Duration
+
+        deadline = time.monotonic() + seconds
+        for publisher in self._publishers:
+            publisher.wait_for_all_acked(Duration(seconds=max(0.0, deadline - time.monotonic())))
+
+    def _spin(self) -> None:
+        try:
+            self._executor.spin()
+        except Exception:
+            # Ages grow from here on, and the watchdogs of whoever polls the link turn them into a stop.
+            if not self._closed:
+                logger.exception("the ROS 2 I/O thread ended")
