@@ -56,6 +56,7 @@ bench: setup  ## One benchmark: make bench NAME=train_step.
 	$(BIN)/python -c 'import envpool, stable_baselines3' 2> /dev/null || $(PIP) -e '.[bench]' $(QUIETLY) || \
 	    echo "Some peers could not be installed; a benchmark that needs them says so." >&2
 	$(BIN)/python -m benchmarks.$(NAME) $(ARGS)
+	$(BIN)/python -m benchmarks.table
 
 bench-table: setup  ## Rewrite the table of docs/benchmarks.md from the kept results.
 	@$(BIN)/python -m benchmarks.table
