@@ -50,9 +50,9 @@ class ExecutorConfig:
     """Actions of a chunk that are executed before the next one is due; 1 for closed-loop policies."""
     late_steps: int = 2
     """Further actions that may be played while a chunk is late; then the robot stops."""
-    interpolation: str = "linear"
-    """Between policy steps: approach the action linearly by its step's end, or hold it from the start as simulation
-    does in evaluation. Either way it is what was planned at the end of the step."""
+    interpolation: str = "hold"
+    """Between policy steps: hold the action from the step's start, as in evaluation, or approach it linearly by the
+    step's end (smoother, and on average half a step later)."""
     blend_seconds: float = 0.3
     """Time over which control is handed to the policy after enabling or a hand-back."""
     human_speed: float = 0.5

@@ -26,7 +26,8 @@ class EnvRobot:
 
     Environments of our engine (``set_action``, ``advance``, ``observe``) run several ticks per control step; any
     other runs one control step at a time. At the end of an episode the scene is set up anew if ``restart`` is given
-    (`epoch` counts that); otherwise the episode never ends.
+    (`epoch` counts that); otherwise the episode never ends. An episode's time limit runs from the first command that
+    is not its start, so that waiting for an operator is no failure.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class EnvRobot:
         self._finished = threading.Event()
         self._tick = 0
         self._command = np.zeros(self.spec.action.shape)
+        self._start, self._moved = self._command, False
         self._episodes = 0
         self._latest = (StampedObservation({}, -1, -np.inf), self._command, 0)
 
@@ -162,10 +164,12 @@ class EnvRobot:
         if not self._fine:
             self._end_of_step(env.step(self._actions()))
             return
-        env.set_action(self._actions())
+        actions = self._actions()
+        env.set_action(actions)
         env.advance(self._substeps)
-        self._tick += 1
-        if self._tick % self._ticks == 0 and self.restart:
+        self._moved = self._moved or not np.array_equal(actions[self.lane], self._start)
+        self._tick += self._moved
+        if self._moved and self._tick % self._ticks == 0 and self.restart:
             self._end_of_step(env.finish())
         else:
             self._measure()
@@ -178,8 +182,8 @@ class EnvRobot:
         self._measure(step.observation)
 
     def _begin_episode(self) -> None:
-        self._tick = 0
-        self._command = self._where()
+        self._tick, self._moved = 0, False
+        self._command = self._start = self._where()
 
     def _where(self) -> np.ndarray:
         """Return the command (A,) that holds the present place; zeros where the environment does not say."""

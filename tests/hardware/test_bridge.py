@@ -56,6 +56,9 @@ def test_lock_step_equals_stepping_the_environment():
 def test_a_command_from_before_a_new_scene_is_not_obeyed():
     robot = lock_step()
     robot.observe()
+    robot.advance(10 * STEPS)  # nobody has moved it yet, so that the time limit does not run
+    assert not robot.outcomes
+    robot.command(robot.hold_command() + 0.01)
     robot.advance(5 * STEPS)  # the episode ends and the scene is set up anew
     start = robot._latest[1].copy()
     robot.command(np.ones(3))
