@@ -21,7 +21,7 @@ def main() -> None:
 
 
 def table() -> str:
-    """Return the table in Markdown: one row per metric with a target, then the other metrics of its benchmark."""
+    """Return the table in Markdown: one row per metric with a target; all other metrics are behind the link."""
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
     if not results:
         return ""
@@ -37,16 +37,14 @@ def table() -> str:
 
 
 def _rows(result: dict[str, Any]) -> list[str]:
-    name, date = f"`{result['name']}`", result["date"][:10]
+    link = f"[{result['name']}](../benchmarks/results/{result['name']}.json)"
     rows = []
-    for metric, value in result["metrics"].items():
-        target = result["targets"].get(metric)
-        wanted = f"{target[0]} {target[1]:g}" if target else ""
-        met = ("yes" if result["met"][metric] else "**no**") if target else ""
-        rows.append((not target, f"| {name} | {metric} | {_short(value)} | {wanted} | {met} | {date} |"))
-    missing = [metric for metric in result["targets"] if metric not in result["metrics"]]
-    rows += [(False, f"| {name} | {metric} | not measured | | **no** | {date} |") for metric in missing]
-    return [row for _, row in sorted(rows, key=lambda row: row[0])]
+    for metric, (comparison, bound) in result["targets"].items():
+        value = result["metrics"].get(metric)
+        measured = "not measured" if value is None else _short(value)
+        met = "yes" if result["met"][metric] else "**no**"
+        rows.append(f"| {link} | {metric} | {measured} | {comparison} {bound:g} | {met} | {result['date'][:10]} |")
+    return rows
 
 
 def _short(value: Any) -> str:
