@@ -113,7 +113,9 @@ def open_context(domain_id: int | None = None, arguments: list[str] | None = Non
 
     context = Context()
     try:
-        rclpy.init(args=arguments or [], context=context, signal_handler_options=SignalHandlerOptions.NO)
+        # No log files under the home directory: our processes log through Python, into the deployment's own files.
+        given = [*(arguments or []), "--ros-args", "--disable-external-lib-logs"]
+        rclpy.init(args=given, context=context, signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:  # rclpy raises bare RCLError subclasses of its C extension
         raise RobotRLError(f"ROS 2 did not start: {' '.join(str(error).split())}") from error
     return context
