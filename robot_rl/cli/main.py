@@ -41,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _complain(str(error))
         return 2
+    except KeyboardInterrupt:  # before a verb has begun
+        _complain("Interrupted.", colour="33")
+        return 130
 
 
 def overview() -> str:
