@@ -165,7 +165,7 @@ class Assembler:
     def __init__(self, spec: Spec) -> None:
         self.layout = VectorLayout(spec)
         self._specs = {key: one for key, one in spec.observation.items() if one.is_image}
-        self._images: dict[str, tuple[int, np.ndarray]] = {}
+        self._images: dict[str, tuple[float, np.ndarray]] = {}
         self._waiting: StampedObservation | None = None
 
     def add_vectors(self, message: JointState) -> StampedObservation | None:

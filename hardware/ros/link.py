@@ -25,6 +25,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from hardware.ros import convert
@@ -33,7 +34,7 @@ from hardware.transport import ExecutorStatus
 from robot_rl.core.errors import HardwareError
 from robot_rl.core.policy import ActionChunk
 from robot_rl.core.robot import StampedObservation
-from robot_rl.core.spec import Spec
+from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.core.teleop import OperatorEvent, OperatorInput
 
 logger = logging.getLogger(__name__)
@@ -219,23 +220,21 @@ class RosPolicyLink:
             self.robot_spec = spec
             self._arrived.notify_all()
 
-    def _subscribe_observations(self, wanted: dict[str, Any]) -> None:
+    def _subscribe_observations(self, wanted: dict[str, ArraySpec]) -> None:
         from sensor_msgs.msg import Image, JointState
 
-        assembler = self._assembler
-        assert assembler is not None
-        for key, one in wanted.items():
-            if one.is_image:
-                profile = quality(1, reliable=False)
-                self.endpoint.subscribe(
-                    Image,
-                    image_topic(key),
-                    lambda message, key=key: self._queue(assembler.add_image(key, message)),
-                    profile,
-                )
-        self.endpoint.subscribe(
-            JointState, OBSERVATION, lambda message: self._queue(assembler.add_vectors(message)), quality(8)
-        )
+        subscribe = self.endpoint.subscribe
+        for key in (key for key, one in wanted.items() if one.is_image):
+            subscribe(Image, image_topic(key), partial(self._on_image, key), quality(1, reliable=False))
+        subscribe(JointState, OBSERVATION, self._on_vectors, quality(8))
+
+    def _on_vectors(self, message: Any) -> None:
+        if self._assembler is not None:
+            self._queue(self._assembler.add_vectors(message))
+
+    def _on_image(self, key: str, message: Any) -> None:
+        if self._assembler is not None:
+            self._queue(self._assembler.add_image(key, message))
 
     def _queue(self, observation: StampedObservation | None) -> None:
         if observation is None:
