@@ -23,13 +23,14 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+from hardware.deployment_report import DeploymentReport, make_report
 from hardware.executor import Executor, ExecutorConfig, ticks_per_step
 from hardware.policy_process import PolicyReport, serve
 from hardware.recorder import Recorder
@@ -85,64 +86,6 @@ class DeploymentConfig:
     """The control loop; execute_steps is taken from the policy."""
 
 
-@dataclass
-class DeploymentReport:
-    """What happened. Durations are mappings with ``p50_ms``, ``p99_ms``, ``max_ms``, ``bins_ms``, ``bin_counts``."""
-
-    transport: str
-    """``ros`` or ``inprocess``."""
-    note: str
-    """What a reader must know, for example that ROS 2 was absent; empty if nothing."""
-    seconds: float
-    """From the policy's first answer to the end."""
-    rate_hz: float
-    """Ticks per second, measured."""
-    lateness: Mapping[str, Any]
-    """Lateness of the control ticks."""
-    latency: Mapping[str, Any]
-    """From an observation's stamp to the chunk planned from it, in the executor."""
-    command_latency: Mapping[str, Any]
-    """From the newest observation's stamp to the command of its tick."""
-    missed_ticks: int
-    """Ticks that were skipped because the loop was late by a whole period."""
-    safety: Mapping[str, int]
-    """Ticks on which each safety stage intervened, by name."""
-    chunks: Mapping[str, int]
-    """Chunks by what became of them."""
-    modes: Sequence[tuple[float, float, str]]
-    """(start, end, mode) in seconds; ``IDLE``, ``AUTO``, ``HOLD``, ``HUMAN`` or ``STOPPED``."""
-    mode_changes: Sequence[Mapping[str, Any]]
-    """``time``, ``mode`` and ``reason`` of every change."""
-    events: Sequence[tuple[float, str]]
-    """(seconds, what the operator asked for)."""
-    acted: Mapping[str, float]
-    """Share of the executed steps by who wrote them: ``policy``, ``human``, ``none``."""
-    episodes: Sequence[bool]
-    """Whether each finished episode of a simulated robot succeeded."""
-    recording: Mapping[str, Any] | None
-    """What was recorded: ``path``, ``steps``, ``dropped``, ``episodes``; None if nothing was asked for."""
-    policy: Mapping[str, Any] | None
-    """What the policy side did: ``chunks``, ``skipped``, ``inference`` (durations)."""
-    final_stop_confirmed: bool | None
-    """Whether the robot confirmed the stop at the end."""
-    path: Path
-    """Where this report is saved."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        return {**dataclasses.asdict(self), "path": str(self.path)}
-
-    def summary(self) -> str:
-        """Return one line for people."""
-        interventions = ", ".join(f"{name} {count}" for name, count in self.safety.items()) or "none"
-        return (
-            f"{self.seconds:.0f} s over {self.transport}: {self.rate_hz:.1f} Hz, lateness p99 "
-            f"{self.lateness['p99_ms']:.2f} ms, {self.missed_ticks} missed ticks, chunks after p99 "
-            f"{self.latency['p99_ms']:.0f} ms, {sum(self.episodes)} of {len(self.episodes)} episodes succeeded; "
-            f"safety: {interventions}"
-        )
-
-
 def deploy(config: DeploymentConfig, on_status: StatusListener | None = None) -> DeploymentReport:
     """Run a policy on a robot and return what happened; see the module's docstring.
 
@@ -174,7 +117,7 @@ def deploy(config: DeploymentConfig, on_status: StatusListener | None = None) ->
             executed, served = _over_ros(config, settings, teleop, on_status)
         else:
             executed, served = _in_process(config, settings, policy, robot, teleop, on_status)
-    report = _report(executed, served, transport, note, config.out / "deployment.json")
+    report = make_report(executed, served, transport, note, config.out / "deployment.json")
     report.path.write_text(json.dumps(report.to_json(), indent=2) + "\n")
     if config.video is not None:
         from hardware.film import film
@@ -406,33 +349,3 @@ def _read(path: Path, patience: float = 2.0) -> dict[str, Any] | None:
         logger.warning("no report %s: %s", path, error)
         return None
     return found
-
-
-def _report(
-    executed: dict[str, Any], served: dict[str, Any] | None, transport: str, note: str, path: Path
-) -> DeploymentReport:
-    changes = executed["mode_changes"]
-    ends = [change["time"] for change in changes[1:]] + [executed["seconds"]]
-    modes = [(change["time"], end, change["mode"].upper()) for change, end in zip(changes, ends, strict=True)]
-    steps = max(1, sum(executed["acted"].values()))
-    return DeploymentReport(
-        transport=transport,
-        note=note,
-        seconds=executed["seconds"],
-        rate_hz=executed["measured_rate_hz"],
-        lateness=executed["lateness"],
-        latency=executed["observation_to_chunk"],
-        command_latency=executed["observation_to_command"],
-        missed_ticks=executed["missed_ticks"],
-        safety=executed["safety"],
-        chunks=executed["chunks"],
-        modes=modes,
-        mode_changes=changes,
-        events=[(event["time"], event["event"].replace("_", " ")) for event in executed["events"]],
-        acted={writer: count / steps for writer, count in executed["acted"].items()},
-        episodes=executed.get("episode_success", []),
-        recording=executed.get("recording"),
-        policy=served,
-        final_stop_confirmed=executed["final_stop_confirmed"],
-        path=path,
-    )

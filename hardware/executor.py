@@ -16,7 +16,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,54 +26,19 @@ from hardware.operator import OperatorInbox
 from hardware.playback import Playback
 from hardware.realtime import release_realtime, request_realtime
 from hardware.recorder import Recorder
-from hardware.safety.chain import SafetyChain, SafetyConfig, Situation, Verdict
+from hardware.safety.chain import SafetyChain, Situation, Verdict
 from hardware.safety.flags import HOLDING_FAULTS, STOPPING_FAULTS, SafetyFlag, flag_names
 from hardware.safety.workspace import Workspace
+from hardware.settings import ExecutorConfig, rate_elements, ticks_per_step, tolerances
 from hardware.statistics import Durations
 from hardware.transport import ExecutorLink, ExecutorStatus
 from robot_rl.core.clock import Rate
-from robot_rl.core.errors import ConfigError
 from robot_rl.core.robot import Robot, RobotState, StampedObservation, StopKind
 from robot_rl.core.teleop import OperatorEvent, Teleop
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class ExecutorConfig:
-    """How the executor runs. Ages and times are in seconds."""
-
-    tick_rate_hz: float = 100.0
-    """Commands per second; a whole multiple of the policy's rate."""
-    execute_steps: int = 8
-    """Actions of a chunk that are executed before the next one is due; 1 for closed-loop policies."""
-    late_steps: int = 2
-    """Further actions that may be played while a chunk is late; then the robot stops."""
-    interpolation: str = "hold"
-    """Between policy steps: hold the action from the step's start, as in evaluation, or approach it linearly by the
-    step's end (smoother, and on average half a step later)."""
-    blend_seconds: float = 0.3
-    """Time over which control is handed to the policy after enabling or a hand-back."""
-    human_speed: float = 0.5
-    """Speed of a full operator deflection, as a share of the velocity limit."""
-    takeover_by_motion: bool = True
-    """Whether moving the operator's device takes over, without the take-over key."""
-    autostart: bool = False
-    """Enable by itself as soon as the policy answers; for robots without an operator."""
-    max_command_age: float = 0.0
-    """Largest age of the observation behind a policy's command; 0 derives it from the steps above."""
-    max_state_age: float = 0.1
-    """Largest age of the robot's measurement."""
-    max_camera_age: float = 0.25
-    """Largest age of an image."""
-    operator_timeout: float = 0.25
-    """Largest time without a sign of life from the operator who drives."""
-    tracking_seconds: float = 0.5
-    """Lag behind the command that counts as a fault, in seconds at the velocity limit; 0 switches the check off."""
-    status_rate_hz: float = 10.0
-    """Status messages per second."""
-    realtime_priority: int = 50
-    """Real-time priority (SCHED_FIFO) of the loop where the system permits it; 0 asks for none."""
+__all__ = ["Executor", "ExecutorConfig", "ticks_per_step"]
 
 
 class Executor:
@@ -110,7 +74,7 @@ class Executor:
         self.ticks_per_step = ticks_per_step(config.tick_rate_hz, robot.spec.rate_hz)
         self.dt = 1.0 / config.tick_rate_hz
         resting = rate_elements(robot)
-        self.safety = SafetyChain(robot.limits, self.dt, _tolerances(config, robot.spec.rate_hz), workspace, resting)
+        self.safety = SafetyChain(robot.limits, self.dt, tolerances(config, robot.spec.rate_hz), workspace, resting)
         self.arbiter = Arbiter(
             ArbiterConfig(takeover_by_motion=config.takeover_by_motion, heartbeat_timeout=config.operator_timeout)
         )
@@ -400,35 +364,3 @@ class Executor:
     def report(self) -> dict[str, Any]:
         """Return JSON-ready figures of the whole run; times are seconds since the policy first answered."""
         return report_of(self, self._now())
-
-
-def ticks_per_step(tick_rate_hz: float, policy_rate_hz: float) -> int:
-    """Return how many ticks a policy step has; raises `ConfigError` unless that is a whole number."""
-    if policy_rate_hz <= 0 or tick_rate_hz <= 0:
-        raise ConfigError(f"rates must be positive, got {tick_rate_hz:g} Hz ticks and {policy_rate_hz:g} Hz policy")
-    ticks = round(tick_rate_hz / policy_rate_hz)
-    if ticks < 1 or abs(ticks * policy_rate_hz - tick_rate_hz) > 1e-6 * tick_rate_hz:
-        raise ConfigError(
-            f"a tick rate of {tick_rate_hz:g} Hz is no whole multiple of the policy's {policy_rate_hz:g} Hz"
-        )
-    return ticks
-
-
-def rate_elements(robot: Robot) -> np.ndarray:
-    """Return (A,) bool: the elements of the action that are rates, by their unit (``m/s``, ``rad/s``)."""
-    size = robot.spec.action.size
-    units = robot.spec.action.unit.split(",")
-    if len(units) == 1:
-        units *= size
-    return np.array([unit.strip().endswith("/s") for unit in units] if len(units) == size else [False] * size)
-
-
-def _tolerances(config: ExecutorConfig, policy_rate_hz: float) -> SafetyConfig:
-    derived = (config.execute_steps + config.late_steps) / policy_rate_hz + config.max_state_age
-    return SafetyConfig(
-        max_command_age=config.max_command_age or derived,
-        max_state_age=config.max_state_age,
-        max_camera_age=config.max_camera_age,
-        max_operator_age=config.operator_timeout,
-        tracking_seconds=config.tracking_seconds,
-    )
