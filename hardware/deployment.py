@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 TRACE = "trace.npz"
 """File of a simulated robot's commands, from which it is filmed."""
+SIMULATED = ("sim", "fake")
+"""Robots that may run without anybody watching."""
 StatusListener = Callable[[ExecutorStatus], None]
 
 
@@ -192,6 +194,8 @@ def _operator(config: DeploymentConfig, spec: Spec) -> Iterator[Teleop | None]:
     kind, _, script = config.operator.partition(":")
     teleop: Teleop
     if kind == "none":
+        if config.robot not in SIMULATED:
+            raise ConfigError(f"the robot '{config.robot}' needs an operator; 'none' is for {', '.join(SIMULATED)}")
         logger.warning("NO OPERATOR: the robot starts by itself, and nobody can take over")
         yield None
         return

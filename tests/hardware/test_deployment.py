@@ -85,6 +85,16 @@ def test_mistakes_in_the_settings_are_named(checkpoint, tmp_path):
         deploy(DeploymentConfig(checkpoint, task="navigate", transport="inprocess", out=tmp_path, executor=odd))
 
 
+def test_a_real_robot_needs_an_operator(checkpoint, tmp_path, monkeypatch):
+    from hardware.robots.sim import SimRobot
+    from robot_rl.core import registry
+
+    monkeypatch.setitem(registry._overrides, ("robots", "arm"), lambda: SimRobot("navigate"))
+    config = DeploymentConfig(checkpoint, robot="arm", operator="none", transport="inprocess", out=tmp_path)
+    with pytest.raises(ConfigError, match="'arm' needs an operator"):
+        deploy(config)
+
+
 def test_the_live_line_says_who_drives_and_why():
     status = ExecutorStatus("auto", "policy", "hand_back", 3, counters={"chunks_accepted": 4, "velocity_limited": 2})
     assert shown(status) == {"mode": "AUTO (hand back)", "rate": "0 Hz", "late": "0.00 ms", "safety": "2"}
