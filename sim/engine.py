@@ -17,8 +17,9 @@ import numpy as np
 from mujoco.batch import Batch, SimulationError
 
 from robot_rl.core.env import Expert, Observation, Step
-from robot_rl.core.errors import CapabilityError, ConfigError, DataError, RobotRLError
+from robot_rl.core.errors import CapabilityError, ConfigError, RobotRLError
 from robot_rl.core.spec import Spec
+from sim.lanes import ActionGate, EpisodeSeeds
 
 if TYPE_CHECKING:
     from sim.render import Renderer
@@ -124,21 +125,23 @@ class BatchEnv:
 
         self.elapsed = np.zeros(num_envs, np.int64)
         """(N,) control steps since the episode began."""
-        self.episode_seed = np.full(num_envs, -1, np.int64)
-        """(N,) seed of the present episode."""
         self.succeeded = np.zeros(num_envs, bool)
         """(N,) whether the present episode has succeeded."""
         self.measured = False
         """Whether `observe` is called right after `measure`, whose results then fit the present state."""
-        self._next_seed = seed + np.arange(num_envs, dtype=np.int64)
-        self._low, self._high = spec.action.bounds()
-        self._actions = np.zeros((num_envs, *spec.action.shape))
+        self._seeds = EpisodeSeeds(self.name, num_envs, seed)
+        self._gate = ActionGate(self.name, num_envs, spec.action)
         self._substep = 0
         self._broken: np.ndarray | None = None
         self._observation: Observation = {}
         self._warnings = self.batch.warning
         self._state = self.batch.state
         self._renderers: dict[tuple[str | int, int, int], Renderer] = {}
+
+    @property
+    def episode_seed(self) -> np.ndarray:
+        """(N,) seed of the present episode."""
+        return self._seeds.current
 
     # ---- what a task fills in -------------------------------------------------------------------------------------
 
@@ -192,13 +195,7 @@ class BatchEnv:
         With an integer, episode k of lane i has the seed ``seed + i + k * N``; a sequence names the first seed of each
         lane; None continues counting.
         """
-        if seed is not None:
-            start = np.asarray(seed, np.int64)
-            if start.ndim == 0:
-                start = start + np.arange(self.num_envs)
-            if start.shape != (self.num_envs,) or (start < 0).any():
-                raise ConfigError(f"{self.name}: reset needs {self.num_envs} seeds >= 0, got {seed}")
-            self._next_seed = start.copy()
+        self._seeds.restart(seed)
         self._begin(np.arange(self.num_envs))
         self._observation = self.observe(ALL)
         return self._observation
@@ -234,16 +231,7 @@ class BatchEnv:
 
     def set_action(self, actions: np.ndarray) -> None:
         """Check, clip and apply ``actions`` (N, A); time stands still. May be called again within a control step."""
-        if self.episode_seed[0] < 0:
-            raise RobotRLError(f"{self.name}: call reset() before the first step")
-        actions = np.asarray(actions)
-        if actions.shape != self._actions.shape:
-            raise DataError(f"{self.name}: actions have shape {actions.shape}, expected {self._actions.shape}")
-        if not np.isfinite(actions).all():
-            lane = int(np.argwhere(~np.isfinite(actions))[0, 0])
-            raise DataError(f"{self.name}: the action of lane {lane} holds a value that is not finite")
-        np.clip(actions, self._low, self._high, out=self._actions)
-        self.apply(self._actions)
+        self.apply(self._gate.admit(actions, self._seeds))
 
     def advance(self, substeps: int) -> None:
         """Advance the physics of every lane by ``substeps`` steps of ``physics_dt``; no rewards, no resets."""
@@ -304,8 +292,7 @@ class BatchEnv:
         """Start the next episode in ``lanes`` (K,)."""
         ids = None if len(lanes) == self.num_envs else lanes
         self.batch.reset(ids, stage=0)
-        self.episode_seed[lanes] = self._next_seed[lanes]
-        self._next_seed[lanes] += self.num_envs
+        self._seeds.advance(lanes)
         self.elapsed[lanes] = 0
         self.succeeded[lanes] = False
         self.reset_lanes(lanes, [np.random.default_rng(int(seed)) for seed in self.episode_seed[lanes]])

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from robot_rl.core.env import Expert, Observation, Step
-from robot_rl.core.errors import CapabilityError, ConfigError, DataError, RobotRLError
+from robot_rl.core.errors import CapabilityError, ConfigError, RobotRLError
 from sim.gym_worker import GroupStep, LaneGroup, WorkerGroup
+from sim.lanes import ActionGate, EpisodeSeeds
 
 REWARDS = ("native", "sparse")
 
@@ -55,22 +56,18 @@ class GymEnv:
             self._groups = [LaneGroup(env_id, sizes[0], reward, options)]
             description = self._groups[0].description
         self.spec, self.max_episode_steps = description.spec, description.max_episode_steps
-        self.episode_seed = np.full(num_envs, -1, np.int64)
+        self._seeds = EpisodeSeeds(self.name, num_envs, seed)
+        self._gate = ActionGate(self.name, num_envs, self.spec.action)
+
+    @property
+    def episode_seed(self) -> np.ndarray:
         """(N,) seed of the present episode."""
-        self._next_seed = seed + np.arange(num_envs, dtype=np.int64)
-        self._low, self._high = self.spec.action.bounds()
+        return self._seeds.current
 
     def reset(self, seed: int | Sequence[int] | None = None) -> Observation:
         """Start a new episode in every lane; seeds as in `robot_rl.core.env.VecEnv`."""
-        if seed is not None:
-            start = np.asarray(seed, np.int64)
-            if start.ndim == 0:
-                start = start + np.arange(self.num_envs)
-            if start.shape != (self.num_envs,) or (start < 0).any():
-                raise ConfigError(f"{self.name}: reset needs {self.num_envs} seeds >= 0, got {seed}")
-            self._next_seed = start.copy()
-        self.episode_seed = self._next_seed.copy()
-        self._next_seed += self.num_envs
+        self._seeds.restart(seed)
+        self._seeds.advance(slice(None))
         return _join(self._call("reset", [self.episode_seed[part] for part in self._slices]))
 
     def step(self, actions: np.ndarray) -> Step:
@@ -80,18 +77,9 @@ class GymEnv:
             DataError: wrong shape, or a value that is not finite.
             RobotRLError: a worker process failed.
         """
-        if self.episode_seed[0] < 0:
-            raise RobotRLError(f"{self.name}: call reset() before the first step")
-        actions = np.asarray(actions)
-        shape = (self.num_envs, *self.spec.action.shape)
-        if actions.shape != shape:
-            raise DataError(f"{self.name}: actions have shape {actions.shape}, expected {shape}")
-        if not np.isfinite(actions).all():
-            lane = int(np.argwhere(~np.isfinite(actions))[0, 0])
-            raise DataError(f"{self.name}: the action of lane {lane} holds a value that is not finite")
-        actions = np.clip(actions, self._low, self._high)
+        actions = self._gate.admit(actions, self._seeds)
         parts: list[GroupStep] = self._call(
-            "step", [actions[p] for p in self._slices], [self._next_seed[p] for p in self._slices]
+            "step", [actions[p] for p in self._slices], [self._seeds.next[p] for p in self._slices]
         )
         terminated, truncated, reward, success = (
             np.concatenate([getattr(part, name) for part in parts])
@@ -99,9 +87,7 @@ class GymEnv:
         )
         info = _join([part.info for part in parts])
         info |= {"success": success, "episode_seed": self.episode_seed.copy()}
-        done = terminated | truncated
-        self.episode_seed[done] = self._next_seed[done]
-        self._next_seed[done] += self.num_envs
+        self._seeds.advance(terminated | truncated)
         observation = _join([part.observation for part in parts])
         final = _join([part.final_observation for part in parts])
         return Step(observation, reward, terminated, truncated, final, info)

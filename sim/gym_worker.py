@@ -6,19 +6,13 @@ A worker is a fresh interpreter that runs `serve` and talks over a socket pair, 
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import importlib.util
-import io
 import os
 import socket
 import subprocess
 import sys
 import traceback
-import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -27,16 +21,21 @@ import numpy as np
 
 from robot_rl.core import errors
 from robot_rl.core.env import Observation
-from robot_rl.core.errors import CapabilityError, ConfigError, MissingDependencyError, RobotRLError, UnknownNameError
-from robot_rl.core.spec import ArraySpec, Spec
+from robot_rl.core.errors import RobotRLError
+from robot_rl.core.spec import Spec
+from sim.gym_spaces import (
+    action_spec,
+    array_spec,
+    array_type,
+    control_rate,
+    descend,
+    make_gymnasium,
+    observation_keys,
+)
 
-_REGISTERING = ("gym_pusht", "gymnasium_robotics")
-"""Packages whose import registers environments without a name space."""
 _SUCCESS_KEYS = ("is_success", "success")
 _NO_LIMIT = 1_000_000
 """Time limit reported for environments that have none."""
-_DEFAULTS: dict[str, dict[str, Any]] = {"gym_pusht/PushT": {"obs_type": "environment_state_agent_pos"}}
-"""Options of `gymnasium.make` that we set unless the caller does, by the id without its version."""
 _MEASURES: dict[str, Callable[[Any], dict[str, float]]] = {
     "AdroitHandDoor": lambda env: {"door_angle": float(env.data.joint("door_hinge").qpos[0])}
 }
@@ -77,11 +76,11 @@ class LaneGroup:
         self._measure = next((f for name, f in _MEASURES.items() if env_id.startswith(name)), None)
         env = self._envs[0]
         self._action_space = env.action_space
-        self._keys = _observation_keys(env_id, env.observation_space)
+        self._keys = observation_keys(env_id, env.observation_space)
         spec = Spec(
-            {key: _array_spec(space) for key, (_, space) in self._keys.items()},
-            _action_spec(env_id, env.action_space),
-            _rate(env),
+            {key: array_spec(space) for key, (_, space) in self._keys.items()},
+            action_spec(env_id, env.action_space),
+            control_rate(env),
         )
         limit = env.spec.max_episode_steps or _NO_LIMIT
         self.description = Description(spec, limit, self._probe_info(env))
@@ -149,7 +148,7 @@ class LaneGroup:
 
     def _stack(self, observations: list[Any]) -> Observation:
         return {
-            key: np.array([_descend(o, path) for o in observations], _dtype(space))
+            key: np.array([descend(o, path) for o in observations], array_type(space))
             for key, (path, space) in self._keys.items()
         }
 
@@ -200,114 +199,6 @@ class WorkerGroup:
         code = self._process.wait(timeout=5)
         cause = f"by signal {-code}" if code < 0 else f"with exit code {code}"
         return RobotRLError(f"the {self._name} ended unexpectedly, {cause}")
-
-
-def make_gymnasium(env_id: str, options: Mapping[str, Any]) -> Any:
-    """Build one Gymnasium environment, importing the packages that register its id.
-
-    Raises:
-        UnknownNameError: nothing has registered the id; names similar ones.
-        MissingDependencyError: a package is not installed.
-        ConfigError: the environment refused its options.
-    """
-    try:
-        import gymnasium
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("gymnasium", "gym", f"The environment 'gym:{env_id}'") from error
-    _register(env_id, gymnasium.registry)
-    defaults = next((d for name, d in _DEFAULTS.items() if env_id.startswith(name)), {})
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            drawn = {"render_mode": "rgb_array"} if "rgb_array" in _render_modes(env_id) else {}
-            return gymnasium.make(env_id, **{"disable_env_checker": True, **drawn, **defaults, **options})
-    except (gymnasium.error.Error, TypeError, ValueError) as error:
-        message = str(error).partition(" was raised from the environment creator")[0]
-        raise ConfigError(f"gym:{env_id}: {' '.join(message.split())}") from error
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(str(error.name), "gym", f"The environment 'gym:{env_id}'") from error
-
-
-def _render_modes(env_id: str) -> Sequence[str]:
-    from gymnasium.envs.registration import load_env_creator, spec
-
-    entry = spec(env_id).entry_point
-    creator = load_env_creator(entry) if isinstance(entry, str) else entry
-    return getattr(creator, "metadata", {}).get("render_modes") or ()
-
-
-def _register(env_id: str, registry: Mapping[str, Any]) -> None:
-    namespace = env_id.partition("/")[0] if "/" in env_id else ""
-    for package in (namespace, *_REGISTERING):
-        if env_id in registry or ":" in env_id:
-            return
-        if package and importlib.util.find_spec(package.partition(".")[0]):
-            # Importing gymnasium_robotics prints release notes.
-            with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-                warnings.simplefilter("ignore")
-                importlib.import_module(package)
-    if env_id in registry:
-        return
-    if namespace in _REGISTERING and not importlib.util.find_spec(namespace):
-        raise MissingDependencyError(namespace, "gym", f"The environment 'gym:{env_id}'")
-    near = difflib.get_close_matches(env_id, list(registry), n=5, cutoff=0.4)
-    raise UnknownNameError("Gymnasium environment", env_id, near)
-
-
-def _observation_keys(env_id: str, space: Any) -> dict[str, tuple[tuple[str, ...], Any]]:
-    """Map our observation keys to where in the environment's observation they are, and to their spaces."""
-    from gymnasium import spaces
-
-    found: dict[str, tuple[tuple[str, ...], Any]] = {}
-
-    def collect(path: tuple[str, ...], part: Any) -> None:
-        if isinstance(part, spaces.Dict):
-            for name, child in part.spaces.items():
-                collect((*path, name), child)
-        elif isinstance(part, spaces.Box):
-            image = part.dtype == np.uint8 and len(part.shape) == 3
-            name = ".".join(path)
-            key = f"images.{name or 'pixels'}" if image else "state" if name in ("", "observation") else name
-            found[key] = (path, part)
-        else:
-            raise CapabilityError(
-                f"gym:{env_id}: {type(part).__name__} observations are not supported; use Box or Dict"
-            )
-
-    collect((), space)
-    return found
-
-
-def _descend(observation: Any, path: tuple[str, ...]) -> Any:
-    for name in path:
-        observation = observation[name]
-    return observation
-
-
-def _dtype(space: Any) -> str:
-    return "float32" if np.issubdtype(space.dtype, np.floating) else str(space.dtype)
-
-
-def _array_spec(space: Any) -> ArraySpec:
-    return ArraySpec(tuple(space.shape), _dtype(space))
-
-
-def _action_spec(env_id: str, space: Any) -> ArraySpec:
-    from gymnasium import spaces
-
-    if not isinstance(space, spaces.Box):
-        raise CapabilityError(f"gym:{env_id}: {type(space).__name__} actions are not supported; use Box")
-    low, high = (tuple(float(x) for x in bound.ravel()) for bound in (space.low, space.high))
-    bounded = np.isfinite([*low, *high]).all()
-    return ArraySpec(tuple(space.shape), low=low if bounded else None, high=high if bounded else None)
-
-
-def _rate(env: Any) -> float:
-    """Return control steps per second: from the environment's time step, else its frame rate, else 0."""
-    period = getattr(env.unwrapped, "dt", None)
-    rate = env.metadata.get("render_fps")
-    # gym_pusht's dt is its physics step; where both are given and disagree, the frame rate is the control rate.
-    return float(rate) if rate else 1.0 / float(period) if period else 0.0
 
 
 def _shut_down(connection: Connection, process: subprocess.Popen[bytes]) -> None:
