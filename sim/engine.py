@@ -116,8 +116,7 @@ class BatchEnv:
         if on_unstable not in ("truncate", "raise"):
             raise ConfigError(f"{self.name}: on_unstable must be 'truncate' or 'raise', got '{on_unstable}'")
         self.model = _checked_model(load_model(model), self.name, spec, substeps)
-        cores = threads or len(os.sched_getaffinity(0))
-        self.batch = Batch(self.model, num_envs, min(cores, num_envs))
+        self.batch = Batch(self.model, num_envs, min(threads or _usable_cores(), num_envs))
         self.num_envs, self.spec, self.max_episode_steps = num_envs, spec, max_episode_steps
         self.substeps, self.physics_dt = substeps, float(self.model.opt.timestep)
         self.control_every, self.stage = control_every, int(stage)
@@ -335,6 +334,10 @@ def _checked_model(model: mujoco.MjModel, name: str, spec: Spec, substeps: int) 
     # A silent reset to the default pose would hide a blow-up; the engine ends the episode instead.
     model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
     return model
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _finite(value: np.ndarray) -> np.ndarray:
