@@ -38,9 +38,9 @@ class Settings:
 
     demonstrations: int = 50
     """Episodes of the expert."""
-    expert_noise: float = 1.0
+    expert_noise: float = 2.0
     """How imperfect the expert is."""
-    train_steps: int = 3000
+    train_steps: int = 1500
     """Optimiser steps of imitation."""
     train_batch: int = 256
     """Windows per step."""
@@ -50,7 +50,7 @@ class Settings:
     """Method of reinforcement learning."""
     finetune_options: tuple[str, ...] = ()
     """Settings of the method, each name=value."""
-    finetune_minutes: float = 4.0
+    finetune_minutes: float = 5.0
     """Time for reinforcement learning, its validation included."""
     stop_at: float = 0.97
     """Validation success at which it stops early."""

@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 from rich.text import Text
 
 LINE_INTERVAL = 5.0
@@ -143,12 +144,14 @@ class _Screen:
         if self.live is None:
             self.live = RichProgress(
                 TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=28),
+                BarColumn(bar_width=16),
                 TextColumn("{task.percentage:>3.0f}%"),
                 TextColumn("{task.fields[rate]}", style="cyan"),
                 TextColumn("{task.fields[left]}", style="green"),
-                TextColumn("{task.fields[values]}", style="dim"),
+                # On a narrow terminal these give way, and nothing else.
+                TextColumn("{task.fields[values]}", style="dim", table_column=Column(ratio=1, no_wrap=True)),
                 console=self.console,
+                expand=True,
                 refresh_per_second=8,
             )
             self.live.start()

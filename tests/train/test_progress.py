@@ -1,6 +1,7 @@
 """Progress: rate and time left, plain lines without a terminal, nesting with one."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -93,3 +94,18 @@ def test_an_activity_measured_in_time_has_no_rate():
     clock.time += 5.0
     activity.advance(5)
     assert activity.line() == "deploy:  25% 5/20 s, 15s left"
+
+
+def test_a_narrow_terminal_cuts_the_values_and_nothing_else(monkeypatch):
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=72)
+    monkeypatch.setattr(module._Screen, "console", property(lambda self: console))
+    with progress("deploy", 8, "s") as activity:
+        activity.advance(4, mode="STOPPED (emergency stop)", rate="100 Hz", late="0.14 ms", safety="1200")
+        module._screen.live.refresh()
+    shown = [line for line in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "\n", output.getvalue()).splitlines() if line.strip()]
+    text = " ".join(shown)
+    assert "deploy" in shown
+    assert " 50%" in text
+    assert "STOPPED (emergency" in text
+    assert "1200" not in text.partition("✓")[0]
