@@ -32,7 +32,7 @@ demo: setup  ## Demonstrations -> policy -> fine-tuning -> deployment -> runs/de
 	@$(BIN)/robot-rl demo $(ARGS)
 
 test: setup  ## Lint, types, import arrows and all tests: what continuous integration runs.
-	@$(MAKE) --no-print-directory lint type unit
+	@$(MAKE) --no-print-directory --keep-going lint type unit
 
 lint: setup  ## Style and import arrows.
 	@$(BIN)/ruff check .

@@ -1,0 +1,1 @@
+"""Simulation: batched MuJoCo, rendering, tasks and their experts."""

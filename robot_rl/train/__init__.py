@@ -1,0 +1,1 @@
+"""Supervised training, run directories and live progress."""
