@@ -1,8 +1,11 @@
 """A scripted operator for peg insertion, imperfect on purpose.
 
 It moves over the hole while it turns the peg into line, lowers it when it looks aligned, and searches in a growing
-spiral when the peg gets stuck on the rim. With ``noise`` above zero it misjudges where the hole is (one error per
-episode), its hand drifts (correlated noise), and in some episodes it is impatient and lowers the peg too early.
+spiral when the peg gets stuck on the rim. With ``noise`` above zero it misjudges where the hole is (by habit, and anew
+in each episode), its hand drifts (correlated noise), and in its haste it lowers the peg before it is aligned.
+
+Competent (``noise = 0``) it succeeds in every one of 200 episodes; at ``noise = 1`` in rather more than half, and a
+flow policy that imitates 50 of its successes does about as well, which leaves reinforcement learning something to do.
 """
 
 from __future__ import annotations
@@ -20,19 +23,21 @@ if TYPE_CHECKING:
 class ExpertErrors:
     """Size of the expert's errors at ``noise = 1``; positions in m, angles in rad."""
 
-    habit: float = 0.0008
+    habit: float = 0.0018
     """Distance by which this operator always aims beside the hole, in a direction that its seed decides."""
-    position_bias: float = 0.0006
+    position_bias: float = 0.0008
     """Standard deviation of the error of the believed hole along each axis, constant in an episode."""
     yaw_bias: float = 0.008
     """Standard deviation of the error of the believed yaw, constant in an episode."""
-    position_drift: float = 0.0012
+    position_drift: float = 0.003
     """Standard deviation of the drift of the commanded position."""
-    angle_drift: float = 0.012
+    angle_drift: float = 0.028
     """Standard deviation of the drift of the commanded rotation."""
     correlation_time: float = 0.3
     """Time constant of the drift, s."""
-    haste: float = 1.0
+    patience: int = 3
+    """Control steps of pressing on the rim after which the search starts."""
+    haste: float = 3.0
     """How much more misalignment is accepted before the peg is lowered, as a multiple of the competent tolerance."""
 
 
@@ -101,7 +106,7 @@ class PegExpert:
 
     def _search(self) -> np.ndarray:
         """Return a spiral's offset (N, 2) in m in the hole's frame, growing with the time that the peg is stuck."""
-        waited = np.maximum(self._stuck - 3.0, 0.0)
+        waited = np.maximum(self._stuck - self.errors.patience, 0.0)
         radius = np.minimum(1.2e-4 * waited, 0.0025)
         return radius[:, None] * np.stack([np.cos(0.7 * waited), np.sin(0.7 * waited)], axis=-1)
 

@@ -5,8 +5,10 @@ controller (`sim.cartesian`) and joint position servos with perfect gravity comp
 fillets, hole 20.5 mm wide (0.25 mm per side) and 30 mm deep (`sim.tasks.peg_scene`).
 
 **The grasp** is a spring: three translations and three rotations between hand and peg with the stiffness of
-`PegGeometry`. It does not slip, and fingers do not touch. How the peg sits in the hand (offset and tilt of the spring's
-rest pose) differs in each episode. The deflection of the springs is what the wrench observation reads.
+`PegGeometry`, and armature that keeps contacts firm. It does not slip, and fingers do not touch. How the peg sits in
+the hand (offset and tilt of the spring's rest pose) differs in each episode. The deflection of the springs is what the
+wrench observation reads. Peg and block overlap by 0.01 mm in the median and 0.2 mm at the 99th percentile while the peg
+is pushed about in the hole with 60 to 130 N, far more than an insertion takes.
 
 **Episode.** The block is placed within ±40 mm and turned up to ±0.25 rad; the tool starts beside and above it; friction
 between peg and block is 0.2 to 0.4. **Success**: the tip is at least 20 mm below the rim and within 1 mm and 5° of the
