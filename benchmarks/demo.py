@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.common import report
+from benchmarks.picture import write_picture
 from robot_rl.cli.demo import Config, Settings, run_demo
 
 TARGETS = {
@@ -22,9 +23,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="training seed")
     parser.add_argument("--out", type=Path, default=None, help="keep the run here; a finished one is only reported")
+    parser.add_argument("--picture", type=Path, default=None, help="draw the picture of the README here")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        outcomes = run_demo(Config(out=arguments.out or Path(folder) / "demo", seed=arguments.seed))
+        out = arguments.out or Path(folder) / "demo"
+        outcomes = run_demo(Config(out=out, seed=arguments.seed))
+        if arguments.picture is not None:
+            write_picture(out, arguments.picture)
     before, after = outcomes["before"].facts, outcomes["after"].facts
     seconds = {name: outcome.seconds for name, outcome in outcomes.items()}
     settings = Settings()
