@@ -23,7 +23,7 @@ from robot_rl.core.registry import make_env
 from robot_rl.core.testing import random_actions
 from sim.engine import BatchEnv
 
-STEPS = {"push_t": 300, "half_cheetah": 1000, "navigate": 300}
+STEPS = {"push_t": 300, "half_cheetah": 500, "navigate": 200}
 """Control steps per round."""
 CHUNK = 100
 """Control steps per call of `mujoco.rollout`, which bounds its output arrays."""

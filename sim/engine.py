@@ -30,8 +30,8 @@ Lanes = slice | np.ndarray
 ALL: slice = slice(None)
 """Every lane; indexing with it makes no copy."""
 
-_UNSTABLE = [int(w) for w in (mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL)]
-_UNSTABLE.append(int(mujoco.mjtWarning.mjWARN_BADQACC))
+_UNSTABLE = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADQACC) + 1)
+"""Rows of a lane's warning counters that say that its physics blew up: position, velocity, acceleration."""
 _DENSE_LIMIT = 60
 _log = logging.getLogger(__name__)
 
