@@ -27,11 +27,21 @@ from robot_rl.train.trainer import TrainConfig, train
 from sim.tasks.navigate import mirrored, success_weighted_path_length
 
 DEMONSTRATIONS = 300
-NOISE = 1.0
+NOISE = 1.5
+KEYS = ("nearness", "goal")
 TEST_SEED = 1_000_000
 TEST_ROOMS = 200
-POLICY = ChunkedConfig(obs_steps=2, horizon=8, execute_steps=2, sample_steps=5, width=256, depth=3)
-TRAINING = TrainConfig(steps=6_000, batch_size=512, checkpoint_every=6_000)
+POLICY = ChunkedConfig(
+    obs_steps=2,
+    horizon=8,
+    execute_steps=2,
+    sample_steps=5,
+    width=256,
+    depth=3,
+    normalization="meanstd",
+    observation_noise=0.15,
+)
+TRAINING = TrainConfig(steps=4_000, batch_size=512, checkpoint_every=4_000)
 
 
 class Memory:
@@ -114,10 +124,10 @@ def main() -> None:
     torch.manual_seed(options.seed)
     with measure() as collecting:
         frames = demonstrations(options.seed)
-    augmented = mirrored(frames)
+    augmented = mirrored(frames.select(KEYS))
     policy = ChunkedPolicy.fit(augmented, POLICY)
     with measure() as training, tempfile.TemporaryDirectory() as folder:
-        run = Run.create(f"{folder}/run", TRAINING, spec=frames.spec, seed=options.seed)
+        run = Run.create(f"{folder}/run", TRAINING, spec=augmented.spec, seed=options.seed)
         sampler = WindowSampler(augmented, POLICY.obs_steps, POLICY.horizon)
         policy = train(policy, sampler, TRAINING, run, options.seed)
         run.close()

@@ -18,16 +18,14 @@ from robot_rl.core.paths import data_file
 from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.data.frames import Frames
 from sim.engine import ALL, BatchEnv, Lanes
+from sim.navigation_expert import PlannerExpert
 from sim.planner import (
     SHORTEST,
     CostToGo,
     PlannerParameters,
-    PurePursuit,
-    PursuitParameters,
     path_length,
     plan,
     shortest_path,
-    smooth_reference,
 )
 from sim.worlds import RoomParameters, World, generate, world_seed
 
@@ -50,10 +48,17 @@ STARTS_PER_WORLD = 16
 SPEC = Spec(
     observation={
         "lidar": ArraySpec((BEAMS,), unit="m", frame="base_link", low=(0.0,) * BEAMS, high=(LIDAR_RANGE,) * BEAMS),
+        "nearness": ArraySpec(
+            (BEAMS,),
+            unit="1/m",
+            frame="base_link",
+            low=(1.0 / LIDAR_RANGE,) * BEAMS,
+            high=(1.0 / ROBOT_RADIUS,) * BEAMS,
+        ),
         "goal": ArraySpec(
-            (5,),
-            names=("distance", "cosine_bearing", "sine_bearing", "speed", "turn_rate"),
-            unit="m,,,m/s,rad/s",
+            (7,),
+            names=("distance", "cosine_bearing", "sine_bearing", "x", "y", "speed", "turn_rate"),
+            unit="m,,,m,m,m/s,rad/s",
             frame="base_link",
         ),
     },
@@ -68,7 +73,8 @@ SPEC = Spec(
     rate_hz=RATE_HZ,
 )
 """``lidar``: beam k points at -180° + k · 10° from the base's heading, anticlockwise, as in a ROS LaserScan.
-``goal``: where the goal is in the robot's frame, and the base's own odometry."""
+``nearness``: the same scan as reciprocal ranges, in which what is near counts most; networks learn clearances better
+from it. ``goal``: where the goal is in the robot's frame, polar and Cartesian, and the base's own odometry."""
 
 
 @dataclass
@@ -228,18 +234,18 @@ class Navigate(BatchEnv):
         self.ctrl[:, 1] = actions[:, 0] + swing
 
     def observe(self, lanes: Lanes = ALL) -> Observation:
-        """Return ``lidar`` (K, 36) in m and ``goal`` (K, 5); see `SPEC`."""
+        """Return ``lidar`` (K, 36) in m, ``nearness`` (K, 36) in 1/m and ``goal`` (K, 7); see `SPEC`."""
         qpos, qvel = self.qpos[lanes], self.qvel[lanes]
         cosine, sine = np.cos(qpos[:, 2]), np.sin(qpos[:, 2])
         offset = self.goal[lanes] - qpos[:, :2]
-        distance = np.maximum(np.hypot(offset[:, 0], offset[:, 1]), 1e-6)
-        goal = np.empty((len(qpos), 5), np.float32)
-        goal[:, 0] = distance
-        goal[:, 1] = (cosine * offset[:, 0] + sine * offset[:, 1]) / distance
-        goal[:, 2] = (cosine * offset[:, 1] - sine * offset[:, 0]) / distance
-        goal[:, 3] = cosine * qvel[:, 0] + sine * qvel[:, 1]
-        goal[:, 4] = qvel[:, 2]
-        return {"lidar": self._scan(qpos, lanes), "goal": goal}
+        ahead = cosine * offset[:, 0] + sine * offset[:, 1]
+        left = cosine * offset[:, 1] - sine * offset[:, 0]
+        distance = np.maximum(np.hypot(ahead, left), 1e-6)
+        speed = cosine * qvel[:, 0] + sine * qvel[:, 1]
+        columns = (distance, ahead / distance, left / distance, ahead, left, speed, qvel[:, 2])
+        lidar = self._scan(qpos, lanes)
+        nearness = 1.0 / np.maximum(lidar, np.float32(ROBOT_RADIUS))
+        return {"lidar": lidar, "nearness": nearness, "goal": np.stack(columns, axis=-1).astype(np.float32)}
 
     def _scan(self, qpos: np.ndarray, lanes: Lanes) -> np.ndarray:
         """Return the ranges (K, 36) float32 in metres from the poses (K, 3) of ``lanes``."""
@@ -298,72 +304,8 @@ class Navigate(BatchEnv):
         }
 
     def make_expert(self, noise: float = 1.0, seed: int = 0) -> PlannerExpert:
-        """Return the planner with the full map; see `PlannerExpert`."""
+        """Return the planner with the full map; see `sim.navigation_expert.PlannerExpert`."""
         return PlannerExpert(self, noise, seed)
-
-
-class PlannerExpert:
-    """Follows a smooth path planned with the full map; with noise it errs in bursts and recovers from them.
-
-    A perfect expert never shows what to do off the path. Now and then (every 3 s on average at noise 1) this one acts
-    on a random offset for half a second to a second and a half, is then led back, and plans again where it has strayed.
-    """
-
-    def __init__(self, env: Navigate, noise: float, seed: int) -> None:
-        """Read ``env``'s state; ``noise`` scales the rate of the bursts and their size, ``seed`` decides them."""
-        self.env, self.noise = env, noise
-        self._intended = np.zeros((env.num_envs, 2))
-        self._rng = np.random.default_rng(seed)
-        self._pursuit = PurePursuit(env.num_envs, PursuitParameters(speed=SPEED[1], turn_rate=TURN_RATE))
-        self._planned_seed = np.full(env.num_envs, -1, np.int64)
-        self._offset = np.zeros((env.num_envs, 2))
-        self._remaining = np.zeros(env.num_envs, np.int64)
-
-    def act(self) -> np.ndarray:
-        """Return actions (N, A) for the present state; plans for lanes whose episode has begun."""
-        env = self.env
-        fresh = (env.episode_seed != self._planned_seed) | (env.elapsed == 0)
-        self._replan(fresh)
-        self._planned_seed[:] = env.episode_seed
-        self._remaining[fresh] = 0
-        command, distance = self._pursuit.act(env.position, env.heading)
-        strayed = distance > 0.25
-        if strayed.any():
-            self._replan(strayed)
-            command, _ = self._pursuit.act(env.position, env.heading)
-        self._intended = command
-        return self._disturb(command) if self.noise > 0.0 else command
-
-    def label(self) -> np.ndarray:
-        """Return what the last `act` would have returned without noise (N, A): the actions to learn from."""
-        return self._intended
-
-    def _replan(self, lanes: np.ndarray) -> None:
-        for lane in np.flatnonzero(lanes):
-            found = self.env.scenes[lane]
-            self._pursuit.set_reference(lane, smooth_reference(found.comfortable(), self.env.position[lane].copy()))
-
-    def _disturb(self, command: np.ndarray) -> np.ndarray:
-        """Add the present burst's offset to ``command`` (N, A) and begin new bursts; none begins close to a wall."""
-        count = len(command)
-        begin = (self._remaining <= 0) & (self._rng.random(count) < self.noise / (3.0 * RATE_HZ))
-        spread = np.array([0.3, 1.5]) * min(self.noise, 1.5)
-        offset, steps = self._rng.normal(size=(count, 2)) * spread, self._rng.integers(5, 16, count)
-        self._offset[begin], self._remaining[begin] = offset[begin], steps[begin]
-        active = self._remaining > 0
-        self._remaining -= 1
-        disturbed = command + self._offset * active[:, None]
-        # It errs, but brakes before it hits something: demonstrations with collisions teach nothing.
-        clear = self._clear_ahead()
-        disturbed[:, 0] = np.where(clear < 0.15, np.minimum(disturbed[:, 0], command[:, 0]), disturbed[:, 0])
-        return disturbed
-
-    def _clear_ahead(self) -> np.ndarray:
-        """Return (N,) metres between the footprint and obstacles, 0.2 m ahead of the base."""
-        env = self.env
-        ahead = env.position + 0.2 * np.stack([np.cos(env.heading), np.sin(env.heading)], axis=-1)
-        worlds = [found.world for found in env.scenes]
-        return np.array([float(w.distance[w.cell(p)]) for w, p in zip(worlds, ahead, strict=True)]) - ROBOT_RADIUS
 
 
 def _model(parameters: RoomParameters) -> mujoco.MjSpec:
@@ -394,10 +336,11 @@ def mirrored(frames: Frames) -> Frames:
 
     Base, lidar and rooms have no preferred side, so a mirrored demonstration is a demonstration in a mirrored room.
     """
-    lidar, goal, action = frames.observation["lidar"], frames.observation["goal"].copy(), frames.action.copy()
-    goal[:, [2, 4]] *= -1.0
-    action[:, 1] *= -1.0
-    swapped = {"lidar": lidar[:, -np.arange(BEAMS) % BEAMS], "goal": goal}
+    turned = -np.arange(BEAMS) % BEAMS
+    swapped = {key: value[:, turned] for key, value in frames.observation.items() if key != "goal"}
+    signs = np.array([1, 1, -1, 1, -1, 1, -1], np.float32)
+    swapped["goal"] = frames.observation["goal"] * signs
+    action = frames.action * np.array([1, -1], np.float32)
     return Frames(
         observation={key: np.concatenate([frames.observation[key], swapped[key]]) for key in swapped},
         action=np.concatenate([frames.action, action]),

@@ -55,7 +55,9 @@ def test_lidar_against_an_analytic_room():
     for x, y, yaw in ((3.0, 2.5, 0.0), (1.1, 4.2, 0.7), (4.9, 0.8, -2.9)):
         place(env, x, y, yaw)
         angle = yaw - np.pi + np.arange(BEAMS) * (2 * np.pi / BEAMS)
-        np.testing.assert_allclose(env.observe()["lidar"][0], wall_distance(x, y, angle), atol=1e-5)
+        seen = env.observe()
+        np.testing.assert_allclose(seen["lidar"][0], wall_distance(x, y, angle), atol=1e-5)
+        np.testing.assert_allclose(seen["nearness"][0], 1.0 / wall_distance(x, y, angle), atol=1e-5)
 
 
 def test_lidar_sees_what_the_map_holds():
@@ -80,7 +82,7 @@ def test_goal_observation_by_hand():
     place(env, 2.0, 2.0, np.pi / 2)
     env.goal[0] = (4.0, 2.0)
     env.qvel[0] = (0.0, 0.3, 0.5)
-    np.testing.assert_allclose(env.observe()["goal"][0], [2.0, 0.0, -1.0, 0.3, 0.5], atol=1e-6)
+    np.testing.assert_allclose(env.observe()["goal"][0], [2.0, 0.0, -1.0, 0.0, -2.0, 0.3, 0.5], atol=1e-6)
 
 
 def test_base_drives_as_commanded():
@@ -93,14 +95,14 @@ def test_base_drives_as_commanded():
     assert env.position[0, 1] == pytest.approx(2.5, abs=1e-3)
     assert env.path_length[0] == pytest.approx(env.position[0, 0] - 2.0, abs=1e-6)
     goal = env.observe()["goal"][0]
-    assert goal[3] == pytest.approx(0.5, abs=0.01)
+    assert goal[5] == pytest.approx(0.5, abs=0.01)
     for _ in range(10):
         env.step(np.array([[0.0, 1.0]]))
-    assert env.observe()["goal"][0, 4] == pytest.approx(1.0, abs=0.02)
+    assert env.observe()["goal"][0, 6] == pytest.approx(1.0, abs=0.02)
     assert env.heading[0] == pytest.approx(1.0, abs=0.2)
     for _ in range(5):
         env.step(env.hold_action())
-    np.testing.assert_allclose(env.observe()["goal"][0, 3:], 0.0, atol=0.01)
+    np.testing.assert_allclose(env.observe()["goal"][0, 5:], 0.0, atol=0.01)
     # Sideways it has grip: a turn at speed follows the arc instead of drifting outwards.
     for _ in range(20):
         env.step(np.array([[0.5, 1.0]]))

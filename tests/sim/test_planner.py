@@ -7,8 +7,6 @@ from robot_rl.core.errors import DataError
 from sim.planner import (
     SHORTEST,
     PlannerParameters,
-    PurePursuit,
-    PursuitParameters,
     path_length,
     plan,
     pull_tight,
@@ -16,8 +14,8 @@ from sim.planner import (
     shortest_path,
     smooth_reference,
     visible,
-    wrap_angle,
 )
+from sim.pursuit import PurePursuit, PursuitParameters, wrap_angle
 from sim.worlds import RoomParameters, World, distance_field, generate, largest_component
 
 SMALL = RoomParameters(width=4.0, height=3.0, rooms=(1, 1), furniture=(0, 0), boxes=4, clearance=0.3)
