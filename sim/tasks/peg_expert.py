@@ -4,7 +4,7 @@ It moves over the hole while it turns the peg into line, lowers it when it looks
 spiral when the peg gets stuck on the rim. With ``noise`` above zero it misjudges where the hole is (by habit, and anew
 in each episode), its hand drifts (correlated noise), and in its haste it lowers the peg before it is aligned.
 
-Competent (``noise = 0``) it succeeds in every one of 200 episodes; at ``noise = 1`` in rather more than half, and a
+Competent (``noise = 0``) it succeeds in every one of 200 episodes; at ``noise = 1`` in about half, and a
 flow policy that imitates 50 of its successes does about as well, which leaves reinforcement learning something to do.
 """
 
