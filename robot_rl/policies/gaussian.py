@@ -15,7 +15,7 @@ from robot_rl.core.errors import ConfigError
 from robot_rl.core.policy import Policy
 from robot_rl.core.spec import Spec
 from robot_rl.data.normalizer import Normalizer
-from robot_rl.nets.mlp import mlp
+from robot_rl.nets.ensemble import EnsembleMLP
 
 LOG_STD_RANGE = (-20.0, 2.0)
 
@@ -26,16 +26,12 @@ class SquashedGaussian(nn.Module):
     def __init__(self, state_size: int, action_size: int, hidden: tuple[int, ...], layer_norm: bool = False) -> None:
         super().__init__()
         self.action_size = action_size
-        self.net = mlp((state_size, *hidden, 2 * action_size), layer_norm=layer_norm)
+        self.net = EnsembleMLP((state_size, *hidden, 2 * action_size), layer_norm=layer_norm)
 
     def forward(self, state: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """Return actions (B, D) and log-densities (B,) for states (B, S) and standard normal ``eps`` (B, D)."""
-        mean, log_std = self.distribution(state)
-        pre = mean + log_std.exp() * eps
-        gaussian = -0.5 * eps.square() - log_std - 0.5 * math.log(2 * math.pi)
-        # log(1 - tanh(x)^2) in the form that does not round to log 0.
-        squash = 2 * (math.log(2) - pre - nn.functional.softplus(-2 * pre))
-        return pre.tanh(), (gaussian - squash).sum(-1)
+        action, log_prob = _SquashedSample.apply(self.net(state)[0], eps)
+        return action, log_prob
 
     def mode(self, state: Tensor) -> Tensor:
         """Return the squashed mean (B, D)."""
@@ -43,8 +39,39 @@ class SquashedGaussian(nn.Module):
 
     def distribution(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log standard deviation (B, D) before squashing, in float32."""
-        mean, log_std = self.net(state).float().chunk(2, dim=-1)
+        mean, log_std = self.net(state)[0].chunk(2, dim=-1)
         return mean, log_std.clamp(*LOG_STD_RANGE)
+
+
+class _SquashedSample(torch.autograd.Function):
+    """``a = tanh(mean + exp(log_std) * eps)`` and its log-density, with the gradient written out.
+
+    With ``pre`` the argument of tanh: d(log density)/d(pre) = 2 a at fixed eps, and d(log density)/d(log_std) adds -1.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        mean, raw = output.chunk(2, dim=-1)
+        log_std = raw.clamp(*LOG_STD_RANGE)
+        spread = log_std.exp().mul_(eps)
+        pre = mean + spread
+        action = pre.tanh()
+        # log(1 - tanh(x)^2) = 2 (log 2 - x - softplus(-2 x)), which does not round to log 0.
+        squash = nn.functional.softplus(pre.mul(-2)).add_(pre)
+        density = squash.mul_(2).sub_(log_std).addcmul_(eps, eps, value=-0.5).sum(-1)
+        ctx.save_for_backward(raw, spread, action)
+        return action, density - eps.shape[-1] * (2 * math.log(2) + 0.5 * math.log(2 * math.pi))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, action_gradient: Tensor, density_gradient: Tensor) -> tuple[Tensor, None]:
+        raw, spread, action = ctx.saved_tensors
+        density_gradient = density_gradient.unsqueeze(-1)
+        along = torch.addcmul(action_gradient, action_gradient * action, action, value=-1)
+        along = along.addcmul_(action, density_gradient, value=2)
+        low, high = LOG_STD_RANGE
+        inside = (raw > low) & (raw < high)
+        return torch.cat([along, (along * spread).sub_(density_gradient).mul_(inside)], dim=-1), None
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ def finetune(
     policy.seed(run.seed)
     behaviour = NoiseBehaviour(policy, config.variant)
     core = make_core(policy, config, run.seed)
-    action_size = core.critic.weights[0].shape[1] - policy.state_size
+    action_size = core.critic.net.sizes[0] - policy.state_size
     capacity, shares = {"online": config.core.replay_capacity}, {"online": 1.0}
     if demonstrations is not None:
         if not 0 < config.demonstration_share < 1:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robot_rl.core.errors import ConfigError
+from robot_rl.nets.ensemble import EnsembleMLP
 from robot_rl.rl.critics import EnsembleCritic
 from robot_rl.rl.proposals import Proposal
 from robot_rl.rl.state import optimizer_tensors, restore_optimizer
@@ -67,8 +69,6 @@ class OffPolicyConfig:
     """Rows of the online source."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the hidden layers' products; weights, last layers and optimiser stay in float32."""
-    compile: bool = False
-    """Compile the losses; pays after about ten thousand updates."""
 
 
 class OffPolicyCore:
@@ -102,32 +102,27 @@ class OffPolicyCore:
             )
         start = torch.tensor(float(config.initial_temperature), device=device).log()
         self.log_temperature = nn.Parameter(start)
-        self._optimizers = self._make_optimizers(device)
+        self._optimizer = self._make_optimizer()
         self._generator = torch.Generator().manual_seed(seed)
         self.updates = 0
         self._device = device
-        self._critic_loss, self._actor_loss = self.critic_loss, self.actor_loss
-        if config.compile:
-            self._critic_loss, self._actor_loss = torch.compile(self.critic_loss), torch.compile(self.actor_loss)
 
-    def _make_optimizers(self, device: torch.device) -> dict[str, torch.optim.Optimizer]:
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        """One optimiser for all: what has no gradient in an update is left alone by it."""
         config = self.config
-        groups = {
-            "critic": (list(self.critic.parameters()), config.critic_learning_rate),
-            "actor": (self.proposal.actor_parameters(), config.actor_learning_rate),
-            "temperature": ([self.log_temperature], config.temperature_learning_rate),
-            "auxiliary": (self.proposal.auxiliary_parameters(), config.critic_learning_rate),
-        }
-        return {
-            name: torch.optim.Adam(parameters, lr=rate, fused=True)
-            for name, (parameters, rate) in groups.items()
-            if parameters
-        }
+        critic = [*self.critic.parameters(), *self.proposal.auxiliary_parameters()]
+        groups = [
+            {"params": critic, "lr": config.critic_learning_rate},
+            {"params": self.proposal.actor_parameters(), "lr": config.actor_learning_rate},
+            {"params": [self.log_temperature], "lr": config.temperature_learning_rate},
+        ]
+        self._trained = [parameter for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
+        return torch.optim.Adam(groups, fused=True)
 
     def critic_loss(self, batch: Batch, eps: Tensor, members: Tensor) -> Tensor:
         """Return the summed squared TD error of the members, averaged over rows by their weight."""
         with torch.no_grad():
-            action, log_prob = self._propose(batch["next_state"], eps)
+            action, log_prob = self.proposal.backup(batch["next_state"], eps)
             following = self.target(batch["next_state"], action, members)
             following = following.amin(0) if self.config.reduce == "min" else following.mean(0)
             if self.config.entropy_backup:
@@ -139,70 +134,83 @@ class OffPolicyCore:
 
     def actor_loss(self, state: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """Return the actor's loss and the mean log-density, scalars."""
-        with self._autocast():
-            value, log_prob = self.proposal.value(state, eps, self.critic)
+        value, log_prob = self.proposal.value(state, eps, self.critic)
         value = value.amin(0) if self.config.actor_reduce == "min" else value.mean(0)
         loss = (self.log_temperature.detach().exp() * log_prob - value).mean()
         return loss, log_prob.detach().mean()
 
-    def _propose(self, next_state: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-        with self._autocast():
-            return self.proposal.backup(next_state, eps)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """Let the proposal's small networks use the update's arithmetic; acting stays in float32."""
+        networks = [module for module in self.proposal.modules() if isinstance(module, EnsembleMLP)]
+        for network in networks:
+            network.dtype = self.critic.net.dtype
+        try:
+            yield
+        finally:
+            for network in networks:
+                network.dtype = torch.float32
 
     def update(self, batches: Batch) -> dict[str, float]:
-        """Make one critic update per slice of ``batches`` (U, B, …), and the other updates in their turn.
+        """Make one critic update per slice of ``batches`` (U, B, …), and the others with it in their turn.
+
+        Critic, actor and auxiliary losses of a slice share one backward pass and one optimiser step, so that the actor
+        sees the critic as it was before the slice.
 
         Returns:
             Metrics of the last slice.
         """
+        with self._precision():
+            return self._update(batches)
+
+    def _update(self, batches: Batch) -> dict[str, float]:
         slices, size = batches["reward"].shape
         eps = torch.randn(slices, 2, size, self.proposal.noise_size, generator=self._generator).to(self._device)
         order = torch.rand(slices, self.config.critics, generator=self._generator).argsort(-1)
         members = order[:, : self.config.subset].to(self._device)
-        critic_loss = actor_loss = auxiliary_loss = None
+        target: list[Tensor] = list(self.target.parameters())
+        critic: list[Tensor] = list(self.critic.parameters())
+        losses: dict[str, Tensor] = {}
         log_prob = torch.zeros(())
         for i in range(slices):
             batch = {name: values[i] for name, values in batches.items() if name != "source"}
-            critic_loss = self._critic_loss(batch, eps[i, 0], members[i])
-            self._descend("critic", critic_loss)
             self.updates += 1
+            losses["critic_loss"] = total = self.critic_loss(batch, eps[i, 0], members[i])
             if self.updates % self.config.actor_every == 0:
-                actor_loss, log_prob = self._actor_loss(batch["state"], eps[i, 1])
-                self._descend("actor", actor_loss)
-                if self.config.temperature_learning_rate > 0:
-                    # d/d(log a) of a * (entropy - target): written out, a scalar needs no graph.
-                    slack = -log_prob - self.target_entropy
-                    self.log_temperature.grad = (self.log_temperature.exp() * slack).detach()
-                    self._optimizers["temperature"].step()
-            if "auxiliary" in self._optimizers and self.updates % self.config.auxiliary_every == 0:
-                auxiliary_loss = self._auxiliary(batch["state"])
-            torch._foreach_lerp_(list(self.target.parameters()), list(self.critic.parameters()), self.config.tau)
-        metrics = {"critic_loss": critic_loss, "actor_loss": actor_loss, "auxiliary_loss": auxiliary_loss}
-        result = {name: loss.item() for name, loss in metrics.items() if loss is not None}
+                losses["actor_loss"], log_prob = self.actor_loss(batch["state"], eps[i, 1])
+                total = total + losses["actor_loss"]
+            if self.updates % self.config.auxiliary_every == 0:
+                auxiliary = self._auxiliary_loss(batch["state"])
+                if auxiliary is not None:
+                    losses["auxiliary_loss"] = auxiliary
+                    total = total + auxiliary
+            self._descend(total, log_prob if self.updates % self.config.actor_every == 0 else None)
+            torch._foreach_lerp_(target, critic, self.config.tau)
+        result = {name: loss.item() for name, loss in losses.items()}
         return result | {"temperature": self.log_temperature.exp().item(), "entropy": -log_prob.item()}
 
-    def _auxiliary(self, state: Tensor) -> Tensor | None:
+    def _auxiliary_loss(self, state: Tensor) -> Tensor | None:
+        if not self.proposal.auxiliary_parameters():
+            return None
         eps = torch.randn(len(state), self.proposal.auxiliary_noise_size, generator=self._generator).to(self._device)
-        loss = self.proposal.auxiliary_loss(state, eps, self.critic)
-        if loss is not None:
-            self._descend("auxiliary", loss)
-        return loss
+        return self.proposal.auxiliary_loss(state, eps, self.critic)
 
-    def _descend(self, name: str, loss: Tensor) -> None:
-        optimizer = self._optimizers[name]
-        optimizer.zero_grad(set_to_none=True)
+    def _descend(self, loss: Tensor, log_prob: Tensor | None) -> None:
+        """Take one step down the sum of the losses; no two of them train the same weights."""
+        for parameter in self._trained:
+            parameter.grad = None
         loss.backward()
-        optimizer.step()
+        if log_prob is not None and self.config.temperature_learning_rate > 0:
+            # d/d(log a) of a * (entropy - target): written out, a scalar needs no graph.
+            slack = -log_prob - self.target_entropy
+            self.log_temperature.grad = (self.log_temperature.detach().exp() * slack).detach()
+        self._optimizer.step()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Return tensors and numbers from which `restore` continues."""
         modules = {"critic": self.critic, "target": self.target, "proposal": self.proposal}
         tensors = {f"{n}.{k}": v for n, module in modules.items() for k, v in module.state_dict().items()}
-        for name, optimizer in self._optimizers.items():
-            tensors |= optimizer_tensors(f"{name}_optimizer", optimizer)
+        tensors |= optimizer_tensors("optimizer", self._optimizer)
         tensors |= {"log_temperature": self.log_temperature.detach(), "core_generator": self._generator.get_state()}
         return tensors, {"updates": self.updates}
 
@@ -212,8 +220,7 @@ class OffPolicyCore:
         for name, module in modules.items():
             prefix = f"{name}."
             module.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
-        for name, optimizer in self._optimizers.items():
-            restore_optimizer(f"{name}_optimizer", optimizer, dict(tensors))
+        restore_optimizer("optimizer", self._optimizer, dict(tensors))
         with torch.no_grad():
             self.log_temperature.copy_(tensors["log_temperature"])
         self._generator.set_state(tensors["core_generator"])

@@ -152,8 +152,7 @@ def finetune(
     torch.manual_seed(run.seed)
     policy = make_policy(base, config, demonstrations)
     behaviour = GaussianBehaviour(policy, run.seed)
-    state_size = policy.actor.net[0].in_features
-    assert isinstance(state_size, int)
+    state_size = policy.actor.net.sizes[0]
     core = OffPolicyCore(state_size, policy.actor.action_size, GaussianProposal(policy.actor), config.core, run.seed)
     capacity, shares = {"online": config.core.replay_capacity}, {"online": 1.0}
     if demonstrations is not None:

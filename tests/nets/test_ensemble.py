@@ -1,0 +1,62 @@
+"""The ensemble's hand-written gradient against autograd's, for every shape that is used."""
+
+import pytest
+import torch
+
+from robot_rl.nets.ensemble import EnsembleMLP
+
+
+def reference(network, x, members):
+    outputs = []
+    for k in members:
+        h = x
+        for i in range(len(network.weights)):
+            h = h @ network.weights[i][k] + network.biases[i][k]
+            if i < len(network.weights) - 1:
+                if network.layer_norm:
+                    h = torch.nn.functional.layer_norm(h, h.shape[-1:]) * network.gains[i][k] + network.shifts[i][k]
+                h = h.relu()
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("out", [1, 5])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_output_and_gradients(layer_norm, out, depth):
+    torch.manual_seed(0)
+    network = EnsembleMLP((7, *[16] * (depth - 1), out), 3, layer_norm)
+    for gain in network.gains:
+        gain.data += 0.1 * torch.randn_like(gain)
+    x, weight = torch.randn(9, 7, requires_grad=True), torch.randn(3, 9, out)
+    expected, got = reference(network, x, range(3)), network(x)
+    torch.testing.assert_close(got, expected)
+    inputs = [x, *network.parameters()]
+    ours = torch.autograd.grad((got * weight).sum(), inputs)
+    theirs = torch.autograd.grad((expected * weight).sum(), inputs)
+    for one, two in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+def test_frozen_weights_pass_the_gradient_on():
+    network = EnsembleMLP((4, 8, 1), 2)
+    x = torch.randn(5, 4, requires_grad=True)
+    network(x, frozen=True).sum().backward()
+    assert all(p.grad is None for p in network.parameters())
+    expected = torch.autograd.grad(reference(network, x, range(2)).sum(), x)[0]
+    torch.testing.assert_close(x.grad, expected)
+
+
+def test_some_members():
+    network = EnsembleMLP((4, 8, 1), 5, layer_norm=True)
+    x = torch.randn(6, 4)
+    torch.testing.assert_close(network(x, torch.tensor([4, 1])), reference(network, x, [4, 1]))
+
+
+def test_bf16_is_near():
+    network = EnsembleMLP((4, 64, 64, 1), 2, layer_norm=True)
+    x = torch.randn(32, 4)
+    exact = network(x)
+    network.dtype = torch.bfloat16
+    assert network(x).dtype == torch.float32
+    torch.testing.assert_close(network(x), exact, rtol=0.05, atol=0.03)

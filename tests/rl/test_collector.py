@@ -1,0 +1,122 @@
+"""Decisions: rewards and discounts of chunks, next states at every kind of end, demonstrations."""
+
+import numpy as np
+import pytest
+import torch
+
+from robot_rl.core.env import Step
+from robot_rl.core.spec import ArraySpec, Spec
+from robot_rl.data.frames import Frames
+from robot_rl.rl.collector import Behaviour, Collector, DecisionConfig, add_demonstrations, make_replay
+from robot_rl.rl.guard import Guard, NonFiniteError
+
+
+class Counter:
+    """State = (lane, episode, time); reward = time; lane 0 terminates after 5 steps, lane 1 is cut after 7."""
+
+    num_envs, max_episode_steps = 2, 7
+    spec = Spec({"state": ArraySpec((3,))}, ArraySpec((1,)), 10.0)
+
+    def reset(self, seed=None):
+        self.time, self.episode = np.zeros(2, int), np.zeros(2, int)
+        return self._observe()
+
+    def _observe(self):
+        return {"state": np.stack([np.arange(2), self.episode, self.time], 1).astype(np.float32)}
+
+    def step(self, actions):
+        self.time += 1
+        reward, final = self.time.astype(np.float32), self._observe()
+        terminated, truncated = np.array([self.time[0] == 5, False]), np.array([False, self.time[1] == 7])
+        done = terminated | truncated
+        self.episode[done] += 1
+        self.time[done] = 0
+        info = {"success": terminated, "episode_seed": self.episode.copy()}
+        return Step(self._observe(), reward, terminated, truncated, final, info)
+
+    def close(self):
+        pass
+
+
+class Chunks(Behaviour):
+    spec, obs_steps, horizon, execute_steps = Counter.spec, 2, 4, 3
+
+    def __init__(self):
+        self.record, self.number = {}, 0
+
+    def plan(self, history):
+        count = len(history["state"])
+        self.number += 1
+        self.record = {"state": self.state(history), "action": torch.full((count, 1), float(self.number))}
+        return np.zeros((count, 4, 1), np.float32)
+
+    def state(self, history):
+        return torch.from_numpy(history["state"][:, -1].copy())
+
+    def action(self, chunks):
+        return torch.from_numpy(chunks[:, 0])
+
+
+def collect(steps, **options):
+    replay = make_replay(3, 1, {"online": 100, "demonstrations": 100}, 0)
+    collector = Collector(Counter(), Chunks(), DecisionConfig(**options), seed=0)
+    stored = collector.collect(replay, steps)
+    assert stored == replay.size["online"]
+    rows = replay.all("online")
+    return [{name: values[i].tolist() for name, values in rows.items()} for i in range(stored)], collector, replay
+
+
+def test_decisions_of_each_lane():
+    rows, _, _ = collect(8)
+    lane0 = [row for row in rows if row["state"][0] == 0]
+    lane1 = [row for row in rows if row["state"][0] == 1]
+    # lane 0: steps 0-2 (rewards 1+2+3), 3-4 (4+5, terminated), then 0-2 of the next episode, closed by its next plan
+    assert [row["reward"] for row in lane0] == [6, 9, 6][: len(lane0)]
+    assert [row["terminated"] for row in lane0[:2]] == [0, 1]
+    assert lane0[0]["next_state"] == [0, 0, 3]
+    # lane 1: 0-2, 3-5, then one step to the time limit, whose next state is the final observation
+    assert [row["reward"] for row in lane1] == [6, 15, 7]
+    assert [row["truncated"] for row in lane1] == [0, 0, 1]
+    assert [row["terminated"] for row in lane1] == [0, 0, 0]
+    assert lane1[2]["next_state"] == [1, 0, 7]
+    assert [row["exponent"] for row in lane1] == [1, 1, 1]
+
+
+def test_clock_and_discount_within_a_chunk():
+    rows, _, _ = collect(8, reward="discounted", discount=0.5, clock="step", penalty=1.0)
+    lane1 = [row for row in rows if row["state"][0] == 1]
+    assert [row["exponent"] for row in lane1] == [3, 3, 1]
+    assert lane1[0]["reward"] == pytest.approx(1 + 0.5 * 2 + 0.25 * 3 - 1)
+
+
+def test_steps_are_counted_over_all_lanes():
+    _, collector, _ = collect(8)
+    assert collector.steps == 16
+    assert collector.episodes.recent()["episodes"] == 2
+
+
+def test_demonstrations_become_decisions():
+    replay = make_replay(3, 1, {"demonstrations": 20}, 0)
+    state = np.arange(15, dtype=np.float32).reshape(5, 3)
+    action = np.arange(5, dtype=np.float32)[:, None]
+    frames = Frames({"state": state}, action, np.array([5]), Counter.spec)
+    behaviour = Chunks()
+    assert add_demonstrations(replay, frames, behaviour, DecisionConfig(clock="step")) == 5
+    rows = replay.all("demonstrations")
+    assert rows["reward"].tolist() == [0, 0, 1, 1, 1]
+    assert rows["terminated"].tolist() == [0, 0, 1, 1, 1]
+    assert rows["exponent"].tolist() == [3, 3, 3, 2, 1]
+    assert rows["next_state"][0].tolist() == state[3].tolist()
+    failed = Frames({"state": state}, action, np.array([5]), Counter.spec, {"success": np.zeros(5, bool)})
+    add_demonstrations(replay, failed, behaviour, DecisionConfig())
+    assert replay.all("demonstrations")["truncated"][5:].tolist() == [0, 0, 1, 1, 1]
+    assert replay.all("demonstrations")["reward"][5:].sum() == 0
+
+
+def test_guard_names_the_step_and_keeps_the_arrays(tmp_path):
+    guard = Guard(tmp_path)
+    guard.check(3, {"reward": np.zeros(2), "loss": 1.0})
+    with pytest.raises(NonFiniteError, match=r"reward is not finite at environment step 12 .*index \[1\]"):
+        guard.check(12, {"reward": np.array([0.0, np.nan])}, action=np.ones(2))
+    with np.load(tmp_path / "not_finite_12.npz") as dump:
+        assert set(dump.files) == {"reward", "action"}

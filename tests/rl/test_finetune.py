@@ -1,0 +1,214 @@
+"""Fine-tuning as a whole: every method makes the toy better, survives a kill, and stops at a NaN."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from robot_rl.cli import finetune as command
+from robot_rl.core import registry
+from robot_rl.core.errors import ConfigError, DataError, UnknownNameError
+from robot_rl.data.frames import Frames
+from robot_rl.policies.checkpoint import load_policy, save_policy
+from robot_rl.policies.residual import ResidualPolicyConfig
+from robot_rl.policies.steered import SteeredPolicyConfig
+from robot_rl.rl import dsrl, residual, rlpd
+from robot_rl.rl.guard import NonFiniteError
+from robot_rl.rl.off_policy import OffPolicyConfig
+from robot_rl.rl.on_policy import OnPolicyConfig
+from robot_rl.rl.options import config_class, override
+from robot_rl.rl.session import VALIDATION_SEED, SessionConfig
+from robot_rl.train.run import Run, read_metrics
+
+CORE = OffPolicyConfig(
+    hidden=(32, 32), batch_size=64, start_steps=500, updates_per_step=0.1, target_entropy=0.0, initial_temperature=0.1,
+    critic_learning_rate=1e-3, actor_learning_rate=1e-3, replay_capacity=5000,
+)  # fmt: skip
+METHODS = {
+    "residual": residual.ResidualConfig(
+        lanes=16,
+        residual=ResidualPolicyConfig(hidden=(32, 32), scale=0.2),
+        core=OnPolicyConfig(rollout_steps=16, epochs=4, minibatches=4, value_hidden=(32, 32), actor_learning_rate=1e-3),
+    ),
+    "plain": dsrl.DSRLConfig(
+        "plain", lanes=16, core=CORE, steering=SteeredPolicyConfig(noise_steps=1, hidden=(32, 32))
+    ),
+    "na": dsrl.DSRLConfig("na", lanes=16, core=CORE, steering=SteeredPolicyConfig(noise_steps=1, hidden=(32, 32))),
+    "rlpd": rlpd.RLPDConfig(lanes=8, hidden=(32, 32), core=replace(CORE, target_entropy=None, entropy_backup=False)),
+}
+MODULES = {"residual": residual, "plain": dsrl, "na": dsrl, "rlpd": rlpd}
+
+
+def toy(reach_env, **options):
+    def make(num_envs=1):
+        env = reach_env(num_envs, hold=True, radius=0.12, limit=6)
+        env.__dict__.update(options)
+        return env
+
+    return make
+
+
+def go(method, path, make, base, session, config=None, resume=False, demonstrations=None):
+    with Run.create(path, {"method": method}, spec=base.spec, resume=resume) as run:
+        return MODULES[method].finetune(
+            base, make, config or METHODS[method], run, session=session, demonstrations=demonstrations
+        )
+
+
+@pytest.mark.parametrize("method", ["residual", "plain", "na"])
+def test_result_is_better_and_is_a_policy_again(method, tmp_path, reach_env, fake_base):
+    make = toy(reach_env)
+    base = fake_base(make().spec, offset=0.11, noise_gain=0.3 if method in ("plain", "na") else 0.0, hold=True)
+    steps = {"residual": 5000, "plain": 3000, "na": 4000}[method]
+    session = SessionConfig(steps=steps, evaluations=2, eval_episodes=50)
+    policy = go(method, tmp_path / "run", make, base, session)
+    rows = read_metrics(tmp_path / "run", "eval")
+    assert rows[-1]["success"] > rows[0]["success"] + 0.15
+    require_same_when_loaded(policy, tmp_path / "run")
+
+
+def require_same_when_loaded(policy, path):
+    loaded = load_policy(path / "checkpoints" / "best")
+    shape = (5, policy.obs_steps, policy.spec.observation["state"].size)
+    history = {"state": np.random.default_rng(0).uniform(-0.5, 0.5, shape).astype(np.float32)}
+    policy.seed(1)
+    expected = policy.plan(history)
+    loaded.seed(1)
+    np.testing.assert_array_equal(loaded.plan(history), expected)
+    np.testing.assert_array_equal(loaded.refine(history, expected[:, 0]), policy.refine(history, expected[:, 0]))
+
+
+def test_sparse_reach_is_solved_with_demonstrations(tmp_path, reach_env, fake_base):
+    def make(num_envs=1):
+        return reach_env(num_envs, size=1, radius=0.08, limit=50)
+
+    frames = reach_demonstrations(make(10))
+    config = replace(
+        METHODS["rlpd"], core=replace(CORE, critics=4, target_entropy=None, entropy_backup=False, updates_per_step=0.4)
+    )
+    base = fake_base(make().spec)
+    session = SessionConfig(steps=2400, evaluations=2, eval_episodes=50)
+    policy = go("rlpd", tmp_path / "run", make, base, session, config, demonstrations=frames)
+    require_same_when_loaded(policy, tmp_path / "run")
+    assert max(row["success"] for row in read_metrics(tmp_path / "run", "eval")[1:]) > 0.9
+
+
+def reach_demonstrations(env):
+    observation, paths, done = env.reset(0), [[] for _ in range(env.num_envs)], []
+    while len(done) < 10:
+        action = np.clip(10 * (observation["state"][:, 1:] - observation["state"][:, :1]), -0.5, 0.5)
+        step = env.step(action)
+        for i, path in enumerate(paths):
+            path.append((observation["state"][i].copy(), action[i]))
+            if step.done[i]:
+                done.append(path)
+                paths[i] = []
+        observation = step.observation
+    states, actions = (np.stack([row[k] for path in done for row in path]).astype(np.float32) for k in (0, 1))
+    return Frames({"state": states}, actions, np.cumsum([len(path) for path in done]), env.spec)
+
+
+@pytest.mark.parametrize("method", ["residual", "plain"])
+def test_interrupted_run_goes_on(method, tmp_path, reach_env, fake_base):
+    make = toy(reach_env)
+    base = fake_base(make().spec, offset=0.11, noise_gain=0.3, hold=True)
+    go(method, tmp_path / "run", make, base, SessionConfig(steps=1500, evaluations=1, eval_episodes=20))
+    before = read_metrics(tmp_path / "run", "finetune")[-1]
+    go(method, tmp_path / "run", make, base, SessionConfig(steps=3000, evaluations=2, eval_episodes=20), resume=True)
+    rows = read_metrics(tmp_path / "run", "finetune")
+    after = next(row for row in rows if row["step"] > before["step"])
+    assert after["step"] - before["step"] < 1000
+    assert after["seconds"] > before["seconds"]
+    assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
+
+
+def test_not_finite_reward_stops_and_keeps_the_last_good_policy(tmp_path, reach_env, fake_base):
+    for method in ("residual", "plain"):
+        path = tmp_path / method
+        make = toy(reach_env, nan_at=40)
+        base = fake_base(make().spec, hold=True)
+        with pytest.raises(NonFiniteError, match="reward is not finite at environment step"):
+            go(method, path, make, base, SessionConfig(steps=5000, eval_episodes=10, eval_lanes=10))
+        assert list(path.glob("not_finite_*.npz"))
+        load_policy(path / "checkpoints" / "best")
+
+
+def test_minutes_are_kept(tmp_path, reach_env, fake_base):
+    import time
+
+    make = toy(reach_env)
+    began = time.monotonic()
+    go(
+        "residual",
+        tmp_path / "run",
+        make,
+        fake_base(make().spec, hold=True),
+        SessionConfig(minutes=0.03, evaluations=1),
+    )
+    assert time.monotonic() - began < 15
+
+
+def test_truncated_state_is_one_line(tmp_path, reach_env, fake_base):
+    make = toy(reach_env)
+    base = fake_base(make().spec, hold=True)
+    go("residual", tmp_path / "run", make, base, SessionConfig(steps=300, evaluations=0, eval_episodes=10))
+    state = tmp_path / "run" / "learner.safetensors"
+    state.write_bytes(state.read_bytes()[:200])
+    with pytest.raises(DataError, match="cannot read the learner's state"):
+        go("residual", tmp_path / "run", make, base, SessionConfig(steps=600, eval_episodes=10), resume=True)
+
+
+def test_seeds_of_training_validation_and_test_are_disjoint():
+    session = SessionConfig(steps=1)
+    starts = {session.training_seed(seed) for seed in range(100)}
+    assert max(starts) + 50_000 <= VALIDATION_SEED < 1_000_000
+    with pytest.raises(ConfigError, match="budget"):
+        SessionConfig()
+
+
+def test_options_by_name():
+    config = override(
+        residual.ResidualConfig(), ["lanes=8", "core.epochs=3", "scale=2e-1", "hidden=64,64", "learn_std=no"]
+    )
+    assert (config.lanes, config.core.epochs, config.residual.scale) == (8, 3, 0.2)
+    assert config.residual.hidden == (64, 64)
+    assert config.learn_std is False
+    assert override(rlpd.RLPDConfig(), ["core.hidden=8", "target_entropy=-3"]).core.target_entropy == -3
+    with pytest.raises(UnknownNameError, match="lanes"):
+        override(config, ["lane=8"])
+    with pytest.raises(ConfigError, match=r"ambiguous: decision.discount, core.discount"):
+        override(rlpd.RLPDConfig(), ["discount=0.9"])
+    with pytest.raises(ConfigError, match="expects a number"):
+        override(config, ["scale='x'"])
+    with pytest.raises(ConfigError, match="name=value"):
+        override(config, ["lanes"])
+
+
+@pytest.mark.parametrize("name", ["residual", "dsrl", "rlpd"])
+def test_registered_methods_say_what_they_take(name):
+    config = config_class(registry.load("finetuners", name))()
+    from robot_rl.rl.options import describe
+
+    assert all(text for _, _, text in describe(config))
+
+
+def test_command(tmp_path, reach_env, fake_base):
+    registry.register("tasks", "toy", lambda num_envs=1, **options: toy(reach_env)(num_envs))
+    save_policy(fake_base(toy(reach_env)().spec, hold=True), tmp_path / "base")
+    settings = ("lanes=8", "rollout_steps=8", "epochs=1")
+    config = command.Config(
+        policy=tmp_path / "base", task="toy", steps=200, out=tmp_path / "out", options=settings, eval_episodes=5
+    )
+    command.run(config)
+    description = json.loads((tmp_path / "out" / "checkpoints" / "best" / "policy.json").read_text())
+    assert description["policy"]["kind"] == "residual"
+    assert description["policy"]["base"]["kind"] == "fake_base"
+    with pytest.raises(ConfigError, match="already holds a run"):
+        command.run(config)
+    command.run(replace(config, resume=True, steps=400))
+    with pytest.raises(UnknownNameError, match="Did you mean 'residual'"):
+        command.run(replace(config, method="residuall"))
+    with pytest.raises(ConfigError, match="which task"):
+        command.run(replace(config, task=""))
+    command.run(replace(config, list_options=True))

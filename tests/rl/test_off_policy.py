@@ -1,0 +1,267 @@
+"""The off-policy core: what the cards say tells right from wrong."""
+
+import numpy as np
+import pytest
+import torch
+
+from robot_rl.core.errors import CapabilityError, ConfigError
+from robot_rl.policies.gaussian import SquashedGaussian
+from robot_rl.policies.steered import SteeredPolicy, SteeredPolicyConfig
+from robot_rl.rl.collector import Collector, DecisionConfig, make_replay
+from robot_rl.rl.critics import EnsembleCritic
+from robot_rl.rl.dsrl import DSRLConfig, ExecutedChunk, NoiseBehaviour, make_core
+from robot_rl.rl.off_policy import OffPolicyConfig, OffPolicyCore
+from robot_rl.rl.proposals import AliasedNoiseProposal, GaussianProposal
+
+SMALL = {"hidden": (32, 32), "batch_size": 64}
+
+
+def rows(slices, size, state=3, action=2, seed=0, **fixed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(slices, size, *shape, generator=generator)
+
+    batch = {"state": normal(state), "action": normal(action).tanh(), "reward": normal(), "next_state": normal(state)}
+    batch |= {k: torch.full((slices, size), v) for k, v in (("terminated", 0.0), ("exponent", 1.0), ("weight", 1.0))}
+    return batch | {k: torch.full((slices, size), v) for k, v in fixed.items()}
+
+
+def make_gaussian_core(state=3, action=2, seed=0, **options):
+    torch.manual_seed(seed)
+    actor = SquashedGaussian(state, action, (32, 32))
+    return OffPolicyCore(state, action, GaussianProposal(actor), OffPolicyConfig(**{**SMALL, **options}), seed)
+
+
+def test_batched_critic_equals_members_one_by_one():
+    torch.manual_seed(0)
+    critic = EnsembleCritic(3, 2, members=5, hidden=(16, 8))
+    state, action = torch.randn(7, 3), torch.randn(7, 2)
+    together = critic(state, action)
+    assert together.shape == (5, 7)
+    for k in range(5):
+        x = torch.cat([state, action], dim=-1)
+        for weight, bias in zip(critic.net.weights[:-1], critic.net.biases[:-1], strict=True):
+            x = torch.nn.functional.layer_norm(x @ weight[k] + bias[k], weight.shape[-1:]).relu()
+        alone = (x @ critic.net.weights[-1][k] + critic.net.biases[-1][k]).squeeze(-1)
+        torch.testing.assert_close(together[k], alone)
+    torch.testing.assert_close(critic(state, action, torch.tensor([3, 1])), together[[3, 1]])
+
+
+def test_target_matches_hand_computation():
+    core = make_gaussian_core(critics=3, subset=2, discount=0.9, entropy_backup=True, initial_temperature=0.5)
+    batch = {k: v[0] for k, v in rows(1, 6).items()}
+    batch["exponent"], batch["weight"] = torch.tensor([1.0, 2, 3, 1, 1, 8]), torch.tensor([1.0, 0, 2, 1, 1, 1])
+    batch["terminated"] = torch.tensor([0.0, 0, 0, 1, 0, 0])
+    eps, members = torch.randn(6, 2), torch.tensor([2, 0])
+    with torch.no_grad():
+        action, log_prob = core.proposal.actor(batch["next_state"], eps)
+        value = core.target(batch["next_state"], action)[[2, 0]].min(0).values - 0.5 * log_prob
+        target = batch["reward"] + 0.9 ** batch["exponent"] * (1 - batch["terminated"]) * value
+        error = core.critic(batch["state"], batch["action"]) - target
+        expected = 0.5 * (batch["weight"] * error**2).mean(1).sum()
+    torch.testing.assert_close(core.critic_loss(batch, eps, members), expected)
+
+
+def test_squashed_density_integrates_to_one():
+    actor = SquashedGaussian(1, 1, (8,))
+    state = torch.zeros(1, 1)
+    mean, log_std = actor.distribution(state)
+    action = torch.linspace(-0.9999, 0.9999, 20001)
+    pre = action.atanh()
+    eps = (pre - mean[0]) / log_std[0].exp()
+    got, log_prob = actor(state.expand(len(action), 1), eps[:, None])
+    torch.testing.assert_close(got[:, 0], action, atol=1e-5, rtol=1e-4)
+    assert torch.trapezoid(log_prob.exp(), action).item() == pytest.approx(1.0, abs=2e-3)
+
+
+def test_constant_reward_values_the_geometric_series():
+    core = make_gaussian_core(
+        discount=0.8, entropy_backup=False, critic_learning_rate=5e-3, tau=0.1, critics=2, subset=2
+    )
+    for i in range(15):
+        core.update(rows(20, 64, seed=i, reward=1.0))
+    batch = rows(1, 64, seed=99)
+    assert core.critic(batch["state"][0], batch["action"][0]).mean().item() == pytest.approx(5.0, rel=0.05)
+
+
+def test_layer_norm_bounds_values_of_any_action():
+    torch.manual_seed(0)
+    state, action = torch.randn(50, 3), torch.randn(50, 2)
+    for layer_norm in (True, False):
+        critic = EnsembleCritic(3, 2, layer_norm=layer_norm)
+        change = critic(state, 1e3 * action).abs().max() / critic(state, action).abs().max()
+        assert (change.item() < 10) == layer_norm
+
+
+def test_update_counts():
+    core = make_gaussian_core(critics=10, subset=2, actor_every=20)
+    before = [p.clone() for p in core.proposal.actor_parameters()]
+    first = {k: v[:, :] for k, v in rows(19, 64).items()}
+    core.update(first)
+    assert all(torch.equal(a, b) for a, b in zip(before, core.proposal.actor_parameters(), strict=False))
+    core.update(rows(1, 64, seed=1))
+    assert core.updates == 20
+    assert any(not torch.equal(a, b) for a, b in zip(before, core.proposal.actor_parameters(), strict=False))
+
+
+def test_actor_update_leaves_the_critic_alone():
+    core = make_gaussian_core()
+    loss, _ = core.actor_loss(torch.randn(8, 3), torch.randn(8, 2))
+    loss.backward()
+    assert all(p.grad is None for p in core.critic.parameters())
+    assert all(p.grad is not None for p in core.proposal.actor_parameters())
+
+
+def test_unreachable_entropy_is_refused():
+    with pytest.raises(ConfigError, match="cannot be reached"):
+        make_gaussian_core(target_entropy=1.4)  # 2 log 2 = 1.386
+
+
+def test_bf16_learns_the_same():
+    values = []
+    for precision in ("fp32", "bf16"):
+        core = make_gaussian_core(
+            discount=0.9, entropy_backup=False, critic_learning_rate=3e-3, tau=0.05, precision=precision
+        )
+        for i in range(8):
+            core.update(rows(20, 64, seed=i, reward=1.0))
+        batch = rows(1, 64, seed=99)
+        values.append(core.critic(batch["state"][0], batch["action"][0]).mean().item())
+    assert values[0] == pytest.approx(values[1], rel=0.05)
+
+
+# ---- latent steering ------------------------------------------------------------------------------------------------
+
+
+def steered(env, fake_base, bound=1.5, **options):
+    torch.manual_seed(0)
+    base = fake_base(env.spec, horizon=1, execute_steps=1, **options)
+    policy = SteeredPolicy(base, SteeredPolicyConfig(bound=bound, hidden=(32, 32)))
+    policy.actor.requires_grad_(True)
+    return policy
+
+
+def losses(behaviour, env, core, scale):
+    """Collect and learn for a while; returns the losses. ``scale`` maps the stored action to the environment's."""
+    collector = Collector(env, behaviour, DecisionConfig(), seed=5)
+    replay = make_replay(4, 2, {"online": 1000}, seed=0)
+    found = []
+    for _ in range(3):
+        behaviour.learning = True
+        collector.collect(replay, 20)
+        found.append(core.update(replay.sample(5, 64, {"online": 1.0})))
+    return found, replay
+
+
+def test_dsrl_with_an_identity_denoiser_is_sac_with_scaled_actions(reach_env, fake_base):
+    bound = 0.5
+    policy = steered(reach_env(1), fake_base, bound, fold="identity")
+    config = OffPolicyConfig(**SMALL, target_entropy=0.0)
+    core = make_core(policy, DSRLConfig(variant="plain", core=config), seed=1)
+    behaviour = NoiseBehaviour(policy, "plain")
+    policy.seed(2)
+    got, replay = losses(behaviour, reach_env(8), core, bound)
+
+    torch.manual_seed(0)
+    actor = SquashedGaussian(4, 2, (32, 32), layer_norm=True)
+    core_sac = OffPolicyCore(4, 2, GaussianProposal(actor), config, 1)
+    core_sac.critic.load_state_dict(dict(core_sac.critic.state_dict().items()))
+    generator = torch.Generator().manual_seed(2)
+
+    class ScaledSAC(NoiseBehaviour):
+        @torch.no_grad()
+        def plan(self, history):
+            state = torch.from_numpy(history["state"][:, -1].copy())
+            action = actor(state, torch.randn(len(state), 2, generator=generator))[0]
+            self.record = {"state": state, "action": action}
+            return (bound * action)[:, None].numpy()
+
+    expected, other = losses(ScaledSAC(policy, "plain"), reach_env(8), core_sac, bound)
+    torch.testing.assert_close(replay.rows, other.rows)
+    for one, two in zip(got, expected, strict=False):
+        assert one == pytest.approx(two, rel=1e-5)
+
+
+def test_aliased_noise_gets_equal_values_from_one_sided_data(reach_env, fake_base):
+    """The denoiser is |w|: Q^A learned from executed actions gives Q^W(-w) = Q^W(w)."""
+    torch.manual_seed(0)
+    actor = SquashedGaussian(4, 2, (32, 32), layer_norm=True)
+    noise_critic = EnsembleCritic(4, 2, 2, (64, 64))
+    proposal = AliasedNoiseProposal(actor, noise_critic, lambda cond, noise: noise.abs(), bound=1.5)
+    config = OffPolicyConfig(
+        batch_size=256, hidden=(64, 64), critic_learning_rate=3e-3, discount=0.0, target_entropy=0.0
+    )
+    core = OffPolicyCore(4, 2, proposal, config, 0)
+    for i in range(25):
+        batch = rows(10, 256, state=4, seed=i, terminated=1.0)
+        batch["action"] = batch["action"].atanh().clamp(-3, 3).abs()
+        batch["reward"] = batch["action"].sum(-1)
+        core.update(batch)
+    state, noise = torch.randn(200, 4), torch.randn(200, 2).clamp(-1.5, 1.5) / 1.5
+    with torch.no_grad():
+        plus, minus = noise_critic(state, noise), noise_critic(state, -noise)
+    assert (plus - minus).abs().mean() < 0.25 * plus.std()
+    truth = 1.5 * noise.abs().sum(-1)
+    assert np.corrcoef(plus.mean(0), truth)[0, 1] > 0.9
+
+
+def test_same_state_and_noise_give_the_same_actions(reach_env, fake_base):
+    policy = steered(reach_env(1), fake_base, noise_gain=0.5)
+    history = {"state": np.random.default_rng(0).normal(size=(4, 2, 4)).astype(np.float32)}
+    np.testing.assert_array_equal(policy.plan(history), policy.plan(history))
+
+
+def test_noise_stays_within_the_bound_except_in_distillation(reach_env, fake_base):
+    policy = steered(reach_env(1), fake_base, bound=1.5)
+    seen = []
+    decode = ExecutedChunk(policy)
+
+    def watched(cond, noise):
+        seen.append(noise.abs().max().item())
+        return decode(cond, noise)
+
+    proposal = AliasedNoiseProposal(policy.actor, EnsembleCritic(4, 2), watched, 1.5)
+    state = torch.randn(500, 4)
+    proposal.backup(state, 50 * torch.randn(500, 2))
+    assert seen[-1] <= 1.5
+    proposal.auxiliary_loss(state, torch.randn(500, 2), EnsembleCritic(4, 2))
+    assert seen[-1] > 1.5
+
+
+def test_frozen_base_gets_no_gradients(reach_env, fake_base):
+    policy = steered(reach_env(1), fake_base)
+    assert not any(p.requires_grad for p in policy.base.parameters())
+
+
+def test_prior_noise_is_the_base(reach_env, fake_base):
+    env = reach_env(1)
+    base = fake_base(env.spec, noise_gain=0.3)
+    policy = SteeredPolicy(base, SteeredPolicyConfig(prior=True))
+    history = {"state": np.zeros((2000, 2, 4), np.float32)}
+    policy.seed(0)
+    steered_chunks, own = policy.plan(history), base.plan(history)
+    np.testing.assert_allclose(steered_chunks.mean((0, 1)), own.mean((0, 1)), atol=0.02)
+    np.testing.assert_allclose(steered_chunks.std((0, 1)), own.std((0, 1)), rtol=0.05)
+
+
+def test_plain_variant_refuses_demonstrations(reach_env, fake_base):
+    policy = steered(reach_env(1), fake_base)
+    with pytest.raises(CapabilityError, match="'na' can"):
+        NoiseBehaviour(policy, "plain").action(np.zeros((1, 1, 2)))
+
+
+def test_squashed_gaussian_gradient_against_autograd():
+    actor = SquashedGaussian(3, 2, (16,))
+    state, eps = torch.randn(20, 3), torch.randn(20, 2)
+    mean, log_std = actor.distribution(state)
+    pre = mean + log_std.exp() * eps
+    gaussian = torch.distributions.Normal(mean, log_std.exp()).log_prob(pre)
+    expected = (gaussian - (1 - pre.tanh() ** 2).log()).sum(-1)
+    action, log_prob = actor(state, eps)
+    torch.testing.assert_close(log_prob, expected, rtol=1e-4, atol=1e-4)
+    weight = torch.randn(20)
+    ours = torch.autograd.grad((action.sum(-1) * weight + log_prob * weight**2).sum(), list(actor.parameters()))
+    theirs = torch.autograd.grad((pre.tanh().sum(-1) * weight + expected * weight**2).sum(), list(actor.parameters()))
+    for one, two in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
