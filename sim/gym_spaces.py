@@ -15,6 +15,7 @@ import numpy as np
 
 from robot_rl.core.errors import CapabilityError, ConfigError, MissingDependencyError, UnknownNameError
 from robot_rl.core.spec import ArraySpec
+from sim.engine import quiet_log_file
 
 _REGISTERING = ("gym_pusht", "gymnasium_robotics")
 """Packages whose import registers environments without a name space."""
@@ -34,6 +35,7 @@ def make_gymnasium(env_id: str, options: Mapping[str, Any]) -> Any:
         import gymnasium
     except ModuleNotFoundError as error:
         raise MissingDependencyError("gymnasium", "gym", f"The environment 'gym:{env_id}'") from error
+    quiet_log_file()
     _register(env_id, gymnasium.registry)
     defaults = next((d for name, d in _DEFAULTS.items() if env_id.startswith(name)), {})
     try:

@@ -9,8 +9,8 @@ from sim.tasks.half_cheetah import make
 
 def test_steps_equal_those_of_gymnasium():
     gymnasium = pytest.importorskip("gymnasium")
-    theirs = gymnasium.make("HalfCheetah-v5")
     ours = make(1, threads=1)
+    theirs = gymnasium.make("HalfCheetah-v5")
     observation, _ = theirs.reset(seed=3)
     assert np.allclose(observation, ours.reset(3)["state"][0], atol=1e-6)
     rng = np.random.default_rng(0)
