@@ -20,6 +20,7 @@ from common import measure, report
 
 from robot_rl.core.env import Step
 from robot_rl.core.registry import load, make_env
+from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.data.dataset import open_dataset
 from robot_rl.data.frames import Frames
 from robot_rl.data.windows import WindowSampler
@@ -43,7 +44,9 @@ def demonstrations() -> Frames:
     """Load the human demonstrations with the observations that gym-pusht gives: 8 key points and the pusher, in px."""
     dataset = open_dataset(DATA / "pusht_human" / "pusht_lowdim.zarr.zip")
     frames = dataset.load().remap({"environment_state": "keypoint", "agent_pos": "state[0:2]"})
-    return replace(frames, spec=replace(frames.spec, rate_hz=10.0))  # zarr buffers state no rate
+    # Zarr buffers state neither rate nor bounds; these are the environment's.
+    action = ArraySpec((2,), names=("x", "y"), unit="px", low=(0, 0), high=(512, 512))
+    return replace(frames, spec=Spec(frames.spec.observation, action, 10.0))
 
 
 def clone(path: Path) -> dict[str, Any]:
@@ -116,7 +119,7 @@ def method_settings(method: str) -> Any:
     if method == "residual":
         return ResidualConfig(
             lanes=64,
-            residual=ResidualPolicyConfig(scale=0.1),
+            residual=ResidualPolicyConfig(scale=0.1, history=2),
             core=OnPolicyConfig(rollout_steps=150, discount=0.99, minibatches=4, epochs=8),
         )
     from robot_rl.rl.dsrl import DSRLConfig
