@@ -38,9 +38,9 @@ class Settings:
 
     demonstrations: int = 50
     """Episodes of the expert."""
-    expert_noise: float = 2.0
+    expert_noise: float = 1.0
     """How imperfect the expert is."""
-    train_steps: int = 1500
+    train_steps: int = 3000
     """Optimiser steps of imitation."""
     train_batch: int = 256
     """Windows per step."""
