@@ -213,7 +213,7 @@ def _rooms(parameters: RoomParameters, rng: np.random.Generator) -> np.ndarray:
         halves = _split(leaves[chosen], plan, parameters, rng)
         if halves is not None:
             leaves[chosen : chosen + 1] = halves
-    boxes = [
+    boxes: list[tuple[float, ...]] = [
         ((left + right) / 2, (low + high) / 2, (right - left) / 2, (high - low) / 2, 0.0)
         for left, right, low, high in plan.walls
     ]
@@ -263,10 +263,10 @@ def _split(leaf: Leaf, plan: _FloorPlan, parameters: RoomParameters, rng: np.ran
     solid_from = wall_low
     for span_low, span_high in spans:
         opening = rng.uniform(*parameters.door_width)
-        door = rng.uniform(span_low + 0.3 + opening / 2, span_high - 0.3 - opening / 2)
-        plan.walls.append(_wall(vertical, at, half, solid_from, door - opening / 2))
-        plan.doors.append((at, door) if vertical else (door, at))
-        solid_from = door + opening / 2
+        centre = rng.uniform(span_low + 0.3 + opening / 2, span_high - 0.3 - opening / 2)
+        plan.walls.append(_wall(vertical, at, half, solid_from, centre - opening / 2))
+        plan.doors.append((at, centre) if vertical else (centre, at))
+        solid_from = centre + opening / 2
     plan.walls.append(_wall(vertical, at, half, solid_from, wall_high))
     if vertical:
         return [(left, at, low, high), (at, right, low, high)]

@@ -35,11 +35,17 @@ BEAMS = 36
 LIDAR_RANGE = 10.0
 """Metres; a beam that hits nothing nearer reads this."""
 LIDAR_HEIGHT = 0.2
+"""Metres above the floor."""
 GOAL_TOLERANCE = 0.25
+"""Metres from the goal that count as arrived."""
 WHEEL_BASE = 0.3
+"""Metres between the wheels, as in the model."""
 ROBOT_RADIUS = 0.2
+"""Radius of the footprint in metres, as in the model."""
 SPEED = (-0.3, 0.6)
+"""Slowest and fastest commanded speed in m/s."""
 TURN_RATE = 1.8
+"""Fastest commanded turn rate in rad/s."""
 MINIMUM_LENGTH = 3.0
 """Shortest way from a start to its goal, in metres."""
 STARTS_PER_WORLD = 16
@@ -146,7 +152,8 @@ class Navigate(BatchEnv):
         Args:
             num_envs: number of lanes N.
             worlds: training episodes share this many worlds, 0 for a new world in every episode. Test episodes (seeds
-                from `sim.worlds.TEST_SEED_START` on) have a world each.
+                from `sim.worlds.TEST_SEED_START` on) have a world each. A new world costs about 9 ms once, and the
+                latest 512 are kept (0.3 MB each); a reset into one that is kept costs less than 1 ms.
             family: world generator.
             parameters: its parameters.
             options: of `sim.engine.BatchEnv`.
@@ -163,6 +170,7 @@ class Navigate(BatchEnv):
         self._base_body = model.body("base_link").id
         self._geom_group = np.array([1, 0, 0, 0, 0, 0], np.uint8)
         self._beams = -np.pi + np.arange(BEAMS) * (2 * np.pi / BEAMS)
+        # The base's own servos bound its acceleration: a command may cross its range within one control step.
         self.command_velocity = np.array([SPEED[1] - SPEED[0], 2 * TURN_RATE]) * RATE_HZ
         self.command_acceleration = self.command_velocity * RATE_HZ
 

@@ -11,6 +11,7 @@ from sim.tasks.navigate import (
     LIDAR_RANGE,
     MINIMUM_LENGTH,
     ROBOT_RADIUS,
+    WHEEL_BASE,
     make,
     mirrored,
     scene,
@@ -87,6 +88,8 @@ def test_goal_observation_by_hand():
 
 def test_base_drives_as_commanded():
     env = make(1, parameters=BARE, worlds=1, threads=1)
+    assert env.model.geom("footprint").size[0] == ROBOT_RADIUS
+    assert env.model.site("left_wheel").pos[1] - env.model.site("right_wheel").pos[1] == WHEEL_BASE
     env.reset(0)
     place(env, 2.0, 2.5, 0.0)
     for _ in range(10):
