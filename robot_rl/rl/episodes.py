@@ -31,6 +31,11 @@ class EpisodeStatistics:
         self.total += int(done.sum())
         self._returns[done], self._lengths[done] = 0, 0
 
+    @property
+    def last_return(self) -> float:
+        """Undiscounted return of the episode that ended last."""
+        return self._ended[-1][1]
+
     def recent(self) -> dict[str, float]:
         """Return mean ``success``, ``return`` and ``length`` of the latest episodes, and how many ended in all."""
         if not self._ended:

@@ -16,6 +16,7 @@ from robot_rl.nets.ensemble import EnsembleMLP
 from robot_rl.rl.critics import EnsembleCritic
 from robot_rl.rl.proposals import Proposal
 from robot_rl.rl.state import optimizer_tensors, restore_optimizer
+from robot_rl.train.trainer import has_fast_bf16
 
 Batch = Mapping[str, Tensor]
 """``state`` (B, S), ``action`` (B, D), ``reward`` (B,), ``next_state`` (B, S), ``terminated`` (B,), ``exponent`` (B,),
@@ -67,8 +68,9 @@ class OffPolicyConfig:
     """Environment steps collected before the first update."""
     replay_capacity: int = 500_000
     """Rows of the online source."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the hidden layers' products; weights, last layers and optimiser stay in float32."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the hidden layers' products; weights, sums and optimiser stay in float32. auto takes bf16 where
+    the processor has it."""
 
 
 class OffPolicyCore:
@@ -82,7 +84,8 @@ class OffPolicyCore:
             raise ConfigError(f"subset must be in 1..{config.critics} (critics), got {config.subset}")
         self.config, self.proposal = config, proposal
         device = next(proposal.parameters()).device
-        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        fast = config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16())
+        dtype = torch.bfloat16 if fast else torch.float32
 
         def critic() -> EnsembleCritic:
             return EnsembleCritic(state_size, action_size, config.critics, config.hidden, config.layer_norm, dtype).to(

@@ -13,7 +13,7 @@ from robot_rl.rl.dsrl import DSRLConfig, ExecutedChunk, NoiseBehaviour, make_cor
 from robot_rl.rl.off_policy import OffPolicyConfig, OffPolicyCore
 from robot_rl.rl.proposals import AliasedNoiseProposal, GaussianProposal
 
-SMALL = {"hidden": (32, 32), "batch_size": 64}
+SMALL = {"hidden": (32, 32), "batch_size": 64, "precision": "fp32"}
 
 
 def rows(slices, size, state=3, action=2, seed=0, **fixed):
