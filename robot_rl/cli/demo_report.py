@@ -102,7 +102,8 @@ def _learning(paths: Paths) -> list[tuple[str, str, str]]:
             line_chart(
                 [validated, exploring], x_label="environment steps", y_label="success", percent=True, y_range=(0, 1)
             ),
-            "Validation episodes (band: 95 % interval), and training episodes with exploration noise.",
+            "Validation episodes (band: 95 % interval), and training episodes with exploration noise, whose first points "
+            "see only the episodes that ended early.",
         ),
         (
             "Fine-tuning: episode length",
@@ -130,6 +131,7 @@ def _deployment(facts: Mapping[str, Any]) -> Deployment:
         missed_ticks=facts["missed_ticks"],
         safety={name.replace("_", " "): count for name, count in facts["safety"].items()},
         acted=facts["acted"],
+        episodes=facts["episodes"],
         notes=[facts["note"]] if facts["note"] else [],
     )
 

@@ -56,6 +56,8 @@ class Deployment:
     """How often each safety stage intervened, by name."""
     acted: Mapping[str, float]
     """Share of the executed steps by actor."""
+    episodes: Sequence[bool] = ()
+    """Whether each finished episode succeeded, whoever acted in it."""
     notes: Sequence[str] = ()
     """What a reader must know, for example that ROS 2 was absent."""
 
@@ -151,6 +153,7 @@ def _learning(drawn: Sequence[tuple[str, str, str]]) -> str:
 def _deployment(d: Deployment) -> str:
     order = ("AUTO", "HUMAN", "HOLD", "STOPPED", "IDLE")
     tiles = [
+        (f"{sum(d.episodes)} of {len(d.episodes)}", "episodes succeeded, person and stop included"),
         (f"{d.rate_hz:.0f} Hz", f"control rate over {d.transport}"),
         (_milliseconds(d.lateness, "p99_ms"), "lateness of a tick, p99"),
         (str(d.missed_ticks), "missed ticks"),
