@@ -102,8 +102,8 @@ def _learning(paths: Paths) -> list[tuple[str, str, str]]:
             line_chart(
                 [validated, exploring], x_label="environment steps", y_label="success", percent=True, y_range=(0, 1)
             ),
-            "Validation episodes (band: 95 % interval), and training episodes with exploration noise, whose first points "
-            "see only the episodes that ended early.",
+            "Validation episodes (band: 95 % interval), and training episodes with exploration noise; its first points "
+            "know only the episodes that ended early.",
         ),
         (
             "Fine-tuning: episode length",
