@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import measure, report
+from benchmarks.common import measure, report
 
 from robot_rl.core.env import Observation, VecEnv
 from robot_rl.core.registry import make_env

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import measure, report
+from benchmarks.common import measure, report
 
 from robot_rl.core.env import Step
 from robot_rl.core.registry import load, make_env
@@ -120,7 +120,7 @@ def method_settings(method: str) -> Any:
         return ResidualConfig(
             lanes=64,
             residual=ResidualPolicyConfig(scale=0.1, history=2),
-            core=OnPolicyConfig(rollout_steps=150, discount=0.99, minibatches=4, epochs=8),
+            core=OnPolicyConfig(rollout_steps=128, discount=0.995, minibatches=8, epochs=6, target_kl=0.03),
         )
     from robot_rl.rl.dsrl import DSRLConfig
 

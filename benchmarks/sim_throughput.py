@@ -16,7 +16,7 @@ from pathlib import Path
 
 import mujoco
 import numpy as np
-from common import report
+from benchmarks.common import report
 from mujoco import rollout
 
 from robot_rl.core.registry import make_env
