@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.common import measure, report
 
+from benchmarks.common import measure, report
 from robot_rl.core.env import Observation, VecEnv
 from robot_rl.core.registry import make_env
 from robot_rl.core.spec import Spec

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.common import measure, report
 
+from benchmarks.common import measure, report
 from robot_rl.core.env import Step
 from robot_rl.core.registry import load, make_env
 from robot_rl.core.spec import ArraySpec, Spec

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import mujoco
 import numpy as np
-from benchmarks.common import report
 from mujoco import rollout
 
+from benchmarks.common import report
 from robot_rl.core.registry import make_env
 from robot_rl.core.testing import random_actions
 from sim.engine import BatchEnv

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.common import report
 
+from benchmarks.common import report
 from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.data.frames import Frames
 from robot_rl.data.windows import WindowSampler
