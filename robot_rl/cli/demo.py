@@ -66,6 +66,9 @@ class Settings:
     """Episodes in each video."""
     deploy_seconds: float = 20.0
     """Real time on the robot."""
+    threads: int = 1
+    """Processor threads of the networks. They are small, so that one is nearly as fast as all, repeats to the bit, and
+    is not held up by other programs; simulation uses every core."""
 
 
 QUICK = Settings(
@@ -212,6 +215,7 @@ class _Demo:
                 self.paths.base,
                 policy=ChunkedConfig(width=s.width),
                 train=replace(sizes, checkpoint_every=max(1, s.train_steps // 6)),
+                threads=s.threads,
                 seed=self.config.seed,
                 resume=True,
             )
@@ -225,6 +229,8 @@ class _Demo:
         return self._evaluate(self.paths.tuned, "after")
 
     def _evaluate(self, run_directory: Path, when: str) -> dict[str, Any]:
+        import torch
+
         from robot_rl.core.registry import make_env
         from robot_rl.policies.checkpoint import load_policy
         from robot_rl.rollout.evaluate import evaluate
@@ -233,6 +239,7 @@ class _Demo:
         from robot_rl.train.run import write_json
 
         s = self.settings
+        torch.set_num_threads(s.threads)
         policy = load_policy(run_directory / "checkpoints" / "best")
         env = make_env(TASK, num_envs=min(s.lanes, s.test_episodes))
         try:
@@ -270,6 +277,7 @@ class _Demo:
                 evaluations=s.validations,
                 eval_episodes=s.validation_episodes,
                 stop_at=s.stop_at,
+                threads=s.threads,
             )
         )
         return {}
