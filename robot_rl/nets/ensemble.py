@@ -81,7 +81,9 @@ class _Function(torch.autograd.Function):
         ctx.saved = len(saved)
         if weights[-1].shape[-1] == 1:
             # A product with a single column is slower than a sum, and this one stays in float32.
-            return (h * parameters[depth - 1].mT).sum(-1, keepdim=True) + biases[-1]
+            last = parameters[depth - 1].mT
+            products = h * last if dtype == torch.float32 else h.float().mul_(last)
+            return products.sum(-1, keepdim=True) + biases[-1]
         return torch.baddbmm(biases[-1].to(dtype), h, weights[-1]).float()
 
     @staticmethod

@@ -107,6 +107,7 @@ class OffPolicyCore:
         self.log_temperature = nn.Parameter(start)
         self._optimizer = self._make_optimizer()
         self._generator = torch.Generator().manual_seed(seed)
+        self._subset = config.subset < config.critics
         self.updates = 0
         self._device = device
 
@@ -126,7 +127,7 @@ class OffPolicyCore:
         """Return the summed squared TD error of the members, averaged over rows by their weight."""
         with torch.no_grad():
             action, log_prob = self.proposal.backup(batch["next_state"], eps)
-            following = self.target(batch["next_state"], action, members)
+            following = self.target(batch["next_state"], action, members if self._subset else None)
             following = following.amin(0) if self.config.reduce == "min" else following.mean(0)
             if self.config.entropy_backup:
                 following = following - self.log_temperature.exp() * log_prob
