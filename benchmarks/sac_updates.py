@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import report
 from torch import Tensor, nn
 
+from benchmarks.common import report
 from robot_rl.core.registry import make_env
 from robot_rl.policies.gaussian import GaussianConfig, GaussianPolicy, SquashedGaussian
 from robot_rl.rl.collector import Collector, DecisionConfig, make_replay

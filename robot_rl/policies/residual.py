@@ -21,11 +21,11 @@ from robot_rl.nets.mlp import mlp
 class ResidualPolicyConfig:
     """Shape of the correction."""
 
-    scale: float = 0.1
+    scale: float = 0.2
     """Correction per unit of the residual's output, in the base's normalised action units."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the hidden layers."""
-    log_std: float = -1.0
+    log_std: float = -1.5
     """Initial log standard deviation of the residual's output while exploring."""
     history: int = 1
     """Newest observations that the correction sees; at most the base's ``obs_steps``."""

@@ -36,7 +36,7 @@ class OnPolicyConfig:
     """Clip range of the ratio."""
     target_kl: float = 0.05
     """An iteration's passes stop when the estimated KL exceeds this; 0 never stops."""
-    actor_learning_rate: float = 3e-4
+    actor_learning_rate: float = 6e-4
     """Adam's step size for the actor; follows a cosine down to a tenth."""
     critic_learning_rate: float = 1e-3
     """Adam's step size for the critic; follows the same cosine."""

@@ -154,7 +154,7 @@ def test_reward_scale_is_the_deviation_of_discounted_returns():
 
 def test_offset_of_the_base_is_unlearned(reach_env, fake_base):
     env = reach_env(32, hold=True, radius=0.06, limit=8)
-    learner = make_learner(env, fake_base(env.spec, offset=0.05, hold=True), lanes=32, scale=0.1)
+    learner = make_learner(env, fake_base(env.spec, offset=0.05, hold=True), lanes=32, scale=0.1, log_std=-1.0)
     for i in range(14):
         metrics = learner.iterate(i / 14)
     assert metrics["success"] > 0.95
