@@ -265,3 +265,17 @@ def test_squashed_gaussian_gradient_against_autograd():
     theirs = torch.autograd.grad((pre.tanh().sum(-1) * weight + expected * weight**2).sum(), list(actor.parameters()))
     for one, two in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
+
+
+def test_truncation_and_exponent_reach_the_target():
+    """A time limit does not end the return, and a chunk of k steps discounts by gamma to the k."""
+    core = make_gaussian_core(discount=0.5, entropy_backup=False)
+    batch = {k: v[0] for k, v in rows(1, 4, reward=0.0).items()}
+    batch |= {"exponent": torch.tensor([1.0, 2.0, 3.0, 1.0]), "terminated": torch.tensor([0.0, 0.0, 0.0, 1.0])}
+    for parameter in core.target.parameters():
+        parameter.data.zero_()
+    core.target.net.biases[-1].data.fill_(8.0)
+    for parameter in core.critic.parameters():
+        parameter.data.zero_()
+    loss = core.critic_loss(batch, torch.randn(4, 2), torch.tensor([0, 1]))
+    assert loss.item() == pytest.approx(2 * 0.5 * np.mean(np.square([4.0, 2.0, 1.0, 0.0])))
