@@ -119,7 +119,7 @@ class ResidualPolicy(nn.Module):
         unit = normalizer.unnormalize("action", ones) - normalizer.unnormalize("action", 0 * ones)
         delta = (self.config.scale * unit * u).cpu().numpy()
         # The base stays inside the bounds, so that clipping changes nothing where there is no correction.
-        return np.clip(actions + delta, self.get_buffer("low").numpy(), self.get_buffer("high").numpy())
+        return np.clip(actions + delta, self.get_buffer("low").cpu().numpy(), self.get_buffer("high").cpu().numpy())
 
     @torch.no_grad()
     def refine(self, history: Observation, actions: np.ndarray) -> np.ndarray:
