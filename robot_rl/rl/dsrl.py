@@ -31,9 +31,9 @@ def _core() -> OffPolicyConfig:
         entropy_backup=False,
         initial_temperature=0.02,
         target_entropy=0.0,
-        updates_per_step=0.1,
+        updates_per_step=0.06,
         actor_reduce="min",
-        start_steps=20_000,
+        start_steps=10_000,
     )
 
 
@@ -41,10 +41,10 @@ def _core() -> OffPolicyConfig:
 class DSRLConfig:
     """Settings of latent-space fine-tuning."""
 
-    variant: Literal["na", "plain"] = "na"
+    variant: Literal["na", "plain"] = "plain"
     """plain: SAC over noises. na: noise-aliased, a critic of executed actions distilled into one of noises; its
     updates ask the frozen policy, and it can learn from demonstrations."""
-    lanes: int = 16
+    lanes: int = 64
     """Environments stepped at once."""
     demonstration_share: float = 0.5
     """Share of demonstrations in a batch, where there are any; na only."""
