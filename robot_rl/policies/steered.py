@@ -26,8 +26,8 @@ class SteeredPolicyConfig:
     """Steps of the horizon that get noise of their own, each held for horizon / noise_steps; 0 for every step."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the hidden layers."""
-    deterministic: bool = True
-    """Steer with the squashed mean; else sample."""
+    deterministic: bool = False
+    """Steer with the squashed mean; else sample, which keeps the search that the base's own noise is."""
     prior: bool = False
     """Ignore the actor and draw N(0, I), which is the base policy."""
 

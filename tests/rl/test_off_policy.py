@@ -137,7 +137,7 @@ def test_bf16_learns_the_same():
 def steered(env, fake_base, bound=1.5, **options):
     torch.manual_seed(0)
     base = fake_base(env.spec, horizon=1, execute_steps=1, **options)
-    policy = SteeredPolicy(base, SteeredPolicyConfig(bound=bound, hidden=(32, 32)))
+    policy = SteeredPolicy(base, SteeredPolicyConfig(bound=bound, hidden=(32, 32), deterministic=True))
     policy.actor.requires_grad_(True)
     return policy
 
