@@ -35,7 +35,7 @@ from robot_rl.train.trainer import TrainConfig, train
 TASK = "gym:gym_pusht/PushT-v0"
 TEST_SEED = 100_000
 EPISODES = 200
-POLICY = ChunkedConfig(sample_steps=20)
+POLICY = ChunkedConfig(sample_steps=20, observation_noise=0.03)
 TRAIN = TrainConfig(steps=24_000, precision="auto")
 DATA = Path(os.environ.get("ROBOT_RL_DATA", Path(__file__).resolve().parents[2] / "shared/data"))
 
