@@ -95,13 +95,12 @@ def test_unusable_configurations_are_refused(frames):
 @pytest.mark.parametrize("backbone", ["mlp", "unet"])
 def test_every_combination_overfits_one_batch(frames, head, backbone):
     torch.manual_seed(0)
-    width = {"mlp": 128, "unet": 32}[backbone]
+    width, steps, tolerance = {"mlp": (128, 1000, 0.02), "unet": (32, 500, 0.06)}[backbone]
     policy = ChunkedPolicy.fit(
         frames, ChunkedConfig(head=head, backbone=backbone, width=width, depth=2, horizon=8, execute_steps=4)
     )
     batch = WindowSampler(frames, 2, 8).batch(torch.arange(4).repeat(8))
     target = policy.normalize_action(batch["action"])
-    steps = 250
     optimizer = torch.optim.Adam(policy.parameters())
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / steps)
@@ -111,4 +110,4 @@ def test_every_combination_overfits_one_batch(frames, head, backbone):
         optimizer.step()
     with torch.no_grad():
         sampled = policy.sample(policy.encode(batch["observation"]), torch.randn(target.shape))
-    assert (sampled - target).abs().mean() < 0.2 * target.abs().mean()
+    assert (sampled - target).abs().mean() < tolerance
