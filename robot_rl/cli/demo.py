@@ -50,6 +50,8 @@ class Settings:
     """Method of reinforcement learning."""
     finetune_options: tuple[str, ...] = ()
     """Settings of the method, each name=value."""
+    finetune_reward: str = "shaped"
+    """Reward while learning: with progress counted as well, far fewer steps are needed than with success alone."""
     finetune_minutes: float = 5.0
     """Time for reinforcement learning, its validation included."""
     stop_at: float = 0.97
@@ -178,7 +180,12 @@ class _Demo:
         collecting = {"task": TASK, "episodes": s.demonstrations, "noise": s.expert_noise, "seed": seed}
         training = {"steps": s.train_steps, "batch": s.train_batch, "width": s.width, "seed": seed}
         tuning = {"method": s.finetune_method, "minutes": s.finetune_minutes, "stop_at": s.stop_at, "seed": seed}
-        tuning |= {"options": s.finetune_options, "validations": s.validations, "episodes": s.validation_episodes}
+        tuning |= {
+            "reward": s.finetune_reward,
+            "options": s.finetune_options,
+            "validations": s.validations,
+            "episodes": s.validation_episodes,
+        }
         report = {"version": 1}
         return [
             Stage("collect", "Collect demonstrations", collecting, self.collect, (p.demonstrations,)),
@@ -269,6 +276,7 @@ class _Demo:
                 policy=self.paths.base / "checkpoints" / "best",
                 task=TASK,
                 method=s.finetune_method,
+                reward=s.finetune_reward,
                 minutes=s.finetune_minutes,
                 seed=self.config.seed,
                 out=self.paths.tuned,
