@@ -95,7 +95,7 @@ def test_unusable_configurations_are_refused(frames):
 @pytest.mark.parametrize("backbone", ["mlp", "unet"])
 def test_every_combination_overfits_one_batch(frames, head, backbone):
     torch.manual_seed(0)
-    width, steps, tolerance = {"mlp": (128, 1000, 0.02), "unet": (32, 500, 0.06)}[backbone]
+    width, steps, tolerance = {"mlp": (128, 1000, 0.02), "unet": (32, 500, 0.15)}[backbone]
     policy = ChunkedPolicy.fit(
         frames, ChunkedConfig(head=head, backbone=backbone, width=width, depth=2, horizon=8, execute_steps=4)
     )
