@@ -35,7 +35,8 @@ TARGETS = {
 EXPLANATION = (
     "Lateness: wake-up of a tick against its absolute deadline. Latency: measurement of an observation to the command "
     "that its chunk brought about, over ROS 2 both ways. A command is only sent on a tick, so that "
-    "latency_minus_inference holds a chunk's wait for the next tick, up to 10 ms at 100 Hz; what remains without it is given as well."
+    "latency_minus_inference holds a chunk's wait for the next tick, up to 10 ms at 100 Hz; what "
+    "remains without it is given as well."
 )
 
 
