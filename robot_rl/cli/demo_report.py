@@ -156,7 +156,7 @@ def _commands(settings: Settings) -> list[str]:
         f" --policy.width {s.width}",
         f"robot-rl eval --policy base/checkpoints/best {task} --episodes {s.test_episodes}",
         f"robot-rl finetune --policy base/checkpoints/best {task} --method {s.finetune_method}"
-        f" --minutes {s.finetune_minutes:g} --out tuned",
+        f" --reward {s.finetune_reward} --minutes {s.finetune_minutes:g} --out tuned",
         f"robot-rl eval --policy tuned/checkpoints/best {task} --episodes {s.test_episodes}",
         f"robot-rl deploy --policy tuned/checkpoints/best {task} --operator script --duration {s.deploy_seconds:g}",
     ]
