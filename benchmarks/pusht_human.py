@@ -105,7 +105,8 @@ def improve(path: Path, base: Path, method: str, minutes: float, workers: int) -
     def factory(num_envs: int) -> Any:
         return CoverageGain(make_env(TASK, num_envs=num_envs, workers=workers))
 
-    with Run.create(path, {"method": method, "config": config, "session": session}, resume=True) as run:
+    record = {"method": method, "config": config, "session": session}
+    with Run.create(path, record, resume=True, ignore=("session.minutes",)) as run:
         finetune(load_policy(base), factory, config, run, session=session)
     return {"method": method}
 
