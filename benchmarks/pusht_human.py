@@ -121,7 +121,7 @@ def method_settings(method: str) -> Any:
         return ResidualConfig(
             lanes=64,
             residual=ResidualPolicyConfig(scale=0.1, history=2),
-            core=OnPolicyConfig(rollout_steps=128, discount=0.995, minibatches=8, epochs=6, target_kl=0.03),
+            core=OnPolicyConfig(rollout_steps=64, epochs=6, target_kl=0.03),
         )
     from robot_rl.rl.dsrl import DSRLConfig
 
