@@ -44,7 +44,7 @@ type: setup  ## Types of the rooms where a wrong one is dangerous.
 	@$(BIN)/mypy
 
 unit: setup  ## The tests alone; ARGS="tests/core -k spec" narrows them.
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 format: setup  ## Format and mend what can be mended.
 	@$(BIN)/ruff check --fix --quiet . || true

@@ -20,8 +20,8 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ROS_DOMAIN_ID": "93"}
 
 
 def whole(test):
-    """Mark a test of the one demo that all of them share, so that one worker runs them all."""
-    return pytest.mark.slow(pytest.mark.ros(pytest.mark.xdist_group("demo")(test)))
+    """Mark a test of the one demo that all of them share; the runner keeps the tests of a file on one worker."""
+    return pytest.mark.slow(pytest.mark.ros(test))
 
 
 @pytest.fixture(scope="module")
