@@ -120,8 +120,8 @@ def method_settings(method: str) -> Any:
     if method == "residual":
         return ResidualConfig(
             lanes=64,
-            residual=ResidualPolicyConfig(scale=0.1, history=2),
-            core=OnPolicyConfig(rollout_steps=64, epochs=6, target_kl=0.03),
+            residual=ResidualPolicyConfig(scale=0.3, history=2),
+            core=OnPolicyConfig(actor_learning_rate=1e-3),
         )
     from robot_rl.rl.dsrl import DSRLConfig
 
