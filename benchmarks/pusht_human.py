@@ -156,6 +156,7 @@ def main() -> None:
     parser.add_argument("--method", default="residual", help="fine-tuning method")
     parser.add_argument("--minutes", type=float, default=28.0, help="wall-clock budget of fine-tuning")
     parser.add_argument("--threads", type=int, default=0, help="torch threads, 0 for all cores")
+    parser.add_argument("--remark", default="", help="what a reader must know of this run, kept with the result")
     parser.add_argument("--fresh", action="store_true", help="forget earlier results")
     options = parser.parse_args()
     if options.threads:
@@ -205,7 +206,7 @@ def main() -> None:
             "finetune_core_minutes": ("<=", 60.0),
         },
         notes="Core-minutes are processor time of all threads and workers: two cores spend 24 in 12 minutes. "
-        "The peers' figures are published ones.",
+        f"The peers' figures are published ones. {options.remark}".strip(),
     )
 
 
