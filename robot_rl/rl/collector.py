@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,8 +43,12 @@ class Behaviour(ABC):
     horizon: int
     execute_steps: int
     closed_loop = False
+    extra_fields: Mapping[str, tuple[int, ...]] = {}
+    """Shapes of what the method stores per decision besides `FIELDS`: ``name`` is read off the decision's own record,
+    ``next_<name>`` off that of the decision that follows, or off `successor` where the episode ends."""
     record: dict[str, Tensor]
-    """Rows of the latest `plan`: ``state`` and ``action`` as the critic takes them, each (b, …)."""
+    """Rows of the latest `plan`: ``state`` and ``action`` as the critic takes them, and what ``extra_fields`` names,
+    each (b, …)."""
 
     @abstractmethod
     def plan(self, history: Observation) -> np.ndarray:
@@ -63,6 +68,14 @@ class Behaviour(ABC):
             CapabilityError: the method's actions cannot be told from what was executed.
         """
 
+    def successor(self, history: Observation) -> dict[str, Tensor]:
+        """Return what a decision's ``next_…`` fields hold where nothing is planned any more: ``state``, and more."""
+        return {"state": self.state(history)}
+
+    def demonstrated(self, history: Observation, chunks: np.ndarray) -> dict[str, Tensor]:
+        """Return the record (each (b, …)) of a decision that executed the given ``chunks`` (b, execute_steps, A)."""
+        return self.successor(history) | {"action": self.action(chunks)}
+
     def refine(self, history: Observation, actions: np.ndarray) -> np.ndarray:
         """Return ``actions`` unchanged."""
         return actions
@@ -73,7 +86,8 @@ class Behaviour(ABC):
 
 
 FIELDS = ("state", "action", "reward", "next_state", "terminated", "truncated", "exponent", "weight")
-"""Fields of a stored decision."""
+"""Fields of every stored decision."""
+_NEXT = "next_"
 
 
 class Collector:
@@ -128,16 +142,17 @@ class Collector:
     def _begin(self, replay: Replay, source: str, planned: np.ndarray) -> int:
         """Close the open decisions of the lanes that planned anew, and open the next ones."""
         record = self.behaviour.record
+        own = _own(self.behaviour)
         if not self._rows:
-            self._rows = {k: v.new_zeros(self.env.num_envs, *v.shape[1:]) for k, v in record.items()}
+            self._rows = {k: record[k].new_zeros(self.env.num_envs, *record[k].shape[1:]) for k in own}
         closing = planned & self._open
         stored = 0
         if closing.any():
             among = torch.from_numpy(closing[planned])
-            stored = self._store(replay, source, closing, record["state"][among], False, False)
+            stored = self._store(replay, source, closing, {k: v[among] for k, v in record.items()}, False, False)
         rows = torch.from_numpy(planned)
-        for name, values in record.items():
-            self._rows[name][rows] = values
+        for name in own:
+            self._rows[name][rows] = record[name]
         self._open[planned] = True
         self._reward[planned], self._length[planned] = 0, 0
         return stored
@@ -149,9 +164,8 @@ class Collector:
             key: np.concatenate([history[key][done, 1:], step.final_observation[key][done][:, None]], axis=1)
             for key in self._keys
         }
-        next_state = self.behaviour.state(final)
         ends = step.terminated[done], step.truncated[done]
-        stored = self._store(replay, source, done, next_state, *ends)
+        stored = self._store(replay, source, done, self.behaviour.successor(final), *ends)
         self._open[done] = False
         self._runner.reset(done)
         return stored
@@ -161,7 +175,7 @@ class Collector:
         replay: Replay,
         source: str,
         lanes: np.ndarray,
-        next_state: Tensor,
+        successor: dict[str, Tensor],
         terminated: np.ndarray | bool,
         truncated: np.ndarray | bool,
     ) -> int:
@@ -171,10 +185,9 @@ class Collector:
         replay.add(
             source,
             {
-                "state": self._rows["state"][rows],
-                "action": self._rows["action"][rows],
+                **{name: values[rows] for name, values in self._rows.items()},
+                **_following(self.behaviour, successor),
                 "reward": self._reward[lanes] - np.float32(self.config.penalty),
-                "next_state": next_state,
                 "terminated": np.full(count, terminated),
                 "truncated": np.full(count, truncated),
                 "exponent": length if self.config.clock == "step" else np.ones(count, np.float32),
@@ -184,10 +197,28 @@ class Collector:
         return count
 
 
-def make_replay(state_size: int, action_size: int, capacity: dict[str, int], seed: int) -> Replay:
-    """Allocate a replay for decisions with the fields `FIELDS`."""
+def _own(behaviour: Behaviour) -> tuple[str, ...]:
+    """Name the fields that are read off a decision's own record."""
+    return ("state", "action", *(name for name in behaviour.extra_fields if not name.startswith(_NEXT)))
+
+
+def _following(behaviour: Behaviour, record: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the ``next_…`` fields of decisions that are followed by ``record``."""
+    extra = [name for name in behaviour.extra_fields if name.startswith(_NEXT)]
+    return {name: record[name.removeprefix(_NEXT)] for name in ("next_state", *extra)}
+
+
+def make_replay(
+    state_size: int,
+    action_size: int,
+    capacity: dict[str, int],
+    seed: int,
+    extra_fields: Mapping[str, tuple[int, ...]] | None = None,
+) -> Replay:
+    """Allocate a replay for decisions with the fields `FIELDS` and those that the method adds."""
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(FIELDS, ())
     shapes |= {"state": (state_size,), "action": (action_size,), "next_state": (state_size,)}
+    shapes |= extra_fields or {}
     return Replay(shapes, capacity, seed)
 
 
@@ -213,16 +244,16 @@ def add_demonstrations(
         frame = np.minimum(start[:, None] + np.arange(behaviour.execute_steps), length - 1)
         inside = start[:, None] + np.arange(behaviour.execute_steps) < length
         factor = config.discount ** np.arange(behaviour.execute_steps) if config.reward == "discounted" else 1.0
-        states = behaviour.state(_windows(frames, part, behaviour))
+        record = behaviour.demonstrated(_windows(frames, part, behaviour), frames.action[part][frame])
+        after = torch.from_numpy(np.minimum(stop, length - 1))
         ended = stop == length
         replay.add(
             source,
             {
-                "state": states,
-                "action": behaviour.action(frames.action[part][frame]),
-                "reward": ((reward[frame] * inside * factor).sum(1) - config.penalty).astype(np.float32),
+                **{name: record[name] for name in _own(behaviour)},
                 # The recording keeps no observation after its last action; where the task ended there none is needed.
-                "next_state": states[np.minimum(stop, length - 1)],
+                **_following(behaviour, {name: values[after] for name, values in record.items()}),
+                "reward": ((reward[frame] * inside * factor).sum(1) - config.penalty).astype(np.float32),
                 "terminated": ended & succeeded,
                 "truncated": ended & (not succeeded),
                 "exponent": stop - start if config.clock == "step" else np.ones(length, np.float32),

@@ -11,17 +11,16 @@ import torch
 from torch import Tensor
 
 from robot_rl.core.env import Observation, VecEnv
-from robot_rl.core.errors import CapabilityError, ConfigError
+from robot_rl.core.errors import CapabilityError
 from robot_rl.core.policy import Policy
 from robot_rl.data.frames import Frames
 from robot_rl.policies.steered import SteeredPolicy, SteeredPolicyConfig
-from robot_rl.rl.collector import Behaviour, Collector, DecisionConfig, add_demonstrations, make_replay
+from robot_rl.rl.collector import Behaviour, DecisionConfig
 from robot_rl.rl.critics import EnsembleCritic
-from robot_rl.rl.guard import Guard
 from robot_rl.rl.off_policy import OffPolicyConfig, OffPolicyCore
-from robot_rl.rl.off_policy_learner import OffPolicyLearner
+from robot_rl.rl.off_policy_learner import run_off_policy
 from robot_rl.rl.proposals import AliasedNoiseProposal, GaussianProposal, Proposal
-from robot_rl.rl.session import SessionConfig, run_session
+from robot_rl.rl.session import SessionConfig
 from robot_rl.train.run import Run
 
 
@@ -146,20 +145,4 @@ def finetune(
     policy.seed(run.seed)
     behaviour = NoiseBehaviour(policy, config.variant)
     core = make_core(policy, config, run.seed)
-    action_size = core.critic.net.sizes[0] - policy.state_size
-    capacity, shares = {"online": config.core.replay_capacity}, {"online": 1.0}
-    if demonstrations is not None:
-        if not 0 < config.demonstration_share < 1:
-            raise ConfigError(f"demonstration_share must be between 0 and 1, got {config.demonstration_share}")
-        capacity["demonstrations"] = demonstrations.num_frames
-        shares = {"online": 1 - config.demonstration_share, "demonstrations": config.demonstration_share}
-    replay = make_replay(policy.state_size, action_size, capacity, run.seed)
-    if demonstrations is not None:
-        add_demonstrations(replay, demonstrations, behaviour, config.decision)
-    env = env_factory(num_envs=config.lanes)
-    try:
-        collector = Collector(env, behaviour, config.decision, session.training_seed(run.seed), Guard(run.path))
-        learner = OffPolicyLearner(policy, collector, core, replay, shares, config.block)
-        return run_session(learner, env_factory, run, session)
-    finally:
-        env.close()
+    return run_off_policy(policy, behaviour, core, env_factory, config, run, session, demonstrations)

@@ -14,14 +14,9 @@ from torch import Tensor, nn
 from robot_rl.core.errors import ConfigError
 from robot_rl.nets.ensemble import EnsembleMLP
 from robot_rl.rl.critics import EnsembleCritic
-from robot_rl.rl.proposals import Proposal
+from robot_rl.rl.proposals import Batch, Proposal
 from robot_rl.rl.state import optimizer_tensors, restore_optimizer
 from robot_rl.train.trainer import has_fast_bf16
-
-Batch = Mapping[str, Tensor]
-"""``state`` (B, S), ``action`` (B, D), ``reward`` (B,), ``next_state`` (B, S), ``terminated`` (B,), ``exponent`` (B,),
-``weight`` (B,): the target is ``reward + discount ** exponent * (1 - terminated) * Q(next_state, proposed)``. A time
-limit does not set ``terminated``."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,11 @@ class OffPolicyConfig:
 
 
 class OffPolicyCore:
-    """Critic, target, proposal and their optimisers; knows nothing of environments."""
+    """Critic, target, proposal and their optimisers; knows nothing of environments.
+
+    The critic's target is ``reward + discount ** exponent * (1 - terminated) * Q(next_state, proposed)``; a time limit
+    does not set ``terminated``.
+    """
 
     def __init__(
         self, state_size: int, action_size: int, proposal: Proposal, config: OffPolicyConfig, seed: int = 0
@@ -83,7 +82,8 @@ class OffPolicyCore:
         if not 1 <= config.subset <= config.critics:
             raise ConfigError(f"subset must be in 1..{config.critics} (critics), got {config.subset}")
         self.config, self.proposal = config, proposal
-        device = next(proposal.parameters()).device
+        self.state_size, self.action_size = state_size, action_size
+        device = next((parameter.device for parameter in proposal.parameters()), torch.device("cpu"))
         fast = config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16())
         dtype = torch.bfloat16 if fast else torch.float32
 
@@ -95,14 +95,7 @@ class OffPolicyCore:
         self.critic, self.target = critic(), critic()
         self.target.load_state_dict(self.critic.state_dict())
         self.target.requires_grad_(False)
-        wanted = config.target_entropy
-        self.target_entropy = -0.5 * proposal.noise_size if wanted is None else wanted
-        highest = proposal.noise_size * math.log(2)
-        if self.target_entropy >= highest and config.temperature_learning_rate > 0:
-            raise ConfigError(
-                f"target_entropy={self.target_entropy:g} cannot be reached: {proposal.noise_size} numbers in "
-                f"(-1, 1) have an entropy of at most {highest:.3g}"
-            )
+        self.target_entropy = self._reachable_entropy(proposal, config)
         start = torch.tensor(float(config.initial_temperature), device=device).log()
         self.log_temperature = nn.Parameter(start)
         self._optimizer = self._make_optimizer()
@@ -110,6 +103,20 @@ class OffPolicyCore:
         self._subset = config.subset < config.critics
         self.updates = 0
         self._device = device
+
+    @staticmethod
+    def _reachable_entropy(proposal: Proposal, config: OffPolicyConfig) -> float:
+        """Return the entropy that the temperature aims at; one that no temperature reaches is an error."""
+        size, volume = proposal.entropy_size, proposal.log_volume
+        wanted = volume - 0.5 * size if config.target_entropy is None else config.target_entropy
+        highest = volume + size * math.log(2)
+        if wanted >= highest and config.temperature_learning_rate > 0 and proposal.actor_parameters():
+            bound = math.exp(volume / size)
+            raise ConfigError(
+                f"target_entropy={wanted:g} cannot be reached: {size} numbers in ({-bound:.3g}, {bound:.3g}) have an "
+                f"entropy of at most {highest:.3g}"
+            )
+        return wanted
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         """One optimiser for all: what has no gradient in an update is left alone by it."""
@@ -126,7 +133,7 @@ class OffPolicyCore:
     def critic_loss(self, batch: Batch, eps: Tensor, members: Tensor) -> Tensor:
         """Return the summed squared TD error of the members, averaged over rows by their weight."""
         with torch.no_grad():
-            action, log_prob = self.proposal.backup(batch["next_state"], eps)
+            action, log_prob = self.proposal.backup(batch, eps, self.critic, self.target)
             following = self.target(batch["next_state"], action, members if self._subset else None)
             following = following.amin(0) if self.config.reduce == "min" else following.mean(0)
             if self.config.entropy_backup:
@@ -136,9 +143,9 @@ class OffPolicyCore:
         error = self.critic(batch["state"], batch["action"]) - target
         return 0.5 * (batch["weight"] * error.square()).mean(-1).sum()
 
-    def actor_loss(self, state: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    def actor_loss(self, batch: Batch, eps: Tensor) -> tuple[Tensor, Tensor]:
         """Return the actor's loss and the mean log-density, scalars."""
-        value, log_prob = self.proposal.value(state, eps, self.critic)
+        value, log_prob = self.proposal.value(batch, eps, self.critic)
         value = value.amin(0) if self.config.actor_reduce == "min" else value.mean(0)
         loss = (self.log_temperature.detach().exp() * log_prob - value).mean()
         return loss, log_prob.detach().mean()
@@ -175,29 +182,33 @@ class OffPolicyCore:
         target: list[Tensor] = list(self.target.parameters())
         critic: list[Tensor] = list(self.critic.parameters())
         losses: dict[str, Tensor] = {}
-        log_prob = torch.zeros(())
+        log_prob, has_actor = torch.zeros(()), bool(self.proposal.actor_parameters())
         for i in range(slices):
             batch = {name: values[i] for name, values in batches.items() if name != "source"}
             self.updates += 1
             losses["critic_loss"] = total = self.critic_loss(batch, eps[i, 0], members[i])
-            if self.updates % self.config.actor_every == 0:
-                losses["actor_loss"], log_prob = self.actor_loss(batch["state"], eps[i, 1])
+            acting = has_actor and self.updates % self.config.actor_every == 0
+            if acting:
+                losses["actor_loss"], log_prob = self.actor_loss(batch, eps[i, 1])
                 total = total + losses["actor_loss"]
             if self.updates % self.config.auxiliary_every == 0:
-                auxiliary = self._auxiliary_loss(batch["state"])
+                auxiliary = self._auxiliary_loss(batch)
                 if auxiliary is not None:
                     losses["auxiliary_loss"] = auxiliary
                     total = total + auxiliary
-            self._descend(total, log_prob if self.updates % self.config.actor_every == 0 else None)
+            self._descend(total, log_prob if acting else None)
             torch._foreach_lerp_(target, critic, self.config.tau)
         result = {name: loss.item() for name, loss in losses.items()}
-        return result | {"temperature": self.log_temperature.exp().item(), "entropy": -log_prob.item()}
+        if has_actor:
+            result |= {"temperature": self.log_temperature.exp().item(), "entropy": -log_prob.item()}
+        return result
 
-    def _auxiliary_loss(self, state: Tensor) -> Tensor | None:
+    def _auxiliary_loss(self, batch: Batch) -> Tensor | None:
         if not self.proposal.auxiliary_parameters():
             return None
-        eps = torch.randn(len(state), self.proposal.auxiliary_noise_size, generator=self._generator).to(self._device)
-        return self.proposal.auxiliary_loss(state, eps, self.critic)
+        size = (len(batch["reward"]), self.proposal.auxiliary_noise_size)
+        eps = torch.randn(size, generator=self._generator).to(self._device)
+        return self.proposal.auxiliary_loss(batch, eps, self.critic)
 
     def _descend(self, loss: Tensor, log_prob: Tensor | None) -> None:
         """Take one step down the sum of the losses; no two of them train the same weights."""

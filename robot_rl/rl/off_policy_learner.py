@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from torch import Tensor
 
+from robot_rl.core.env import VecEnv
+from robot_rl.core.errors import ConfigError
 from robot_rl.core.policy import Policy
+from robot_rl.data.frames import Frames
 from robot_rl.data.replay import Replay
-from robot_rl.rl.collector import Collector
-from robot_rl.rl.off_policy import OffPolicyCore
+from robot_rl.rl.collector import Behaviour, Collector, DecisionConfig, add_demonstrations, make_replay
+from robot_rl.rl.guard import Guard
+from robot_rl.rl.off_policy import OffPolicyConfig, OffPolicyCore
+from robot_rl.rl.session import SessionConfig, run_session
+from robot_rl.train.run import Run
 
 _LARGEST_BLOCK = 32
 
@@ -80,3 +87,68 @@ class OffPolicyLearner:
         self.replay.restore(tensors, numbers)
         self.collector.steps, self._owed = int(numbers["steps"]), numbers["owed"]
         self.collector.restart(self.collector.first_seed + self.steps)
+
+
+class OffPolicySettings(Protocol):
+    """What the config of every off-policy method has."""
+
+    @property
+    def lanes(self) -> int:
+        """Environments stepped at once."""
+
+    @property
+    def block(self) -> int:
+        """Control steps of every lane between updates."""
+
+    @property
+    def demonstration_share(self) -> float:
+        """Share of demonstrations in a batch, where there are any."""
+
+    @property
+    def decision(self) -> DecisionConfig:
+        """Reward and discount of a decision."""
+
+    @property
+    def core(self) -> OffPolicyConfig:
+        """Settings of the core."""
+
+
+def run_off_policy(
+    policy: Policy,
+    behaviour: Behaviour,
+    core: OffPolicyCore,
+    env_factory: Callable[..., VecEnv],
+    config: OffPolicySettings,
+    run: Run,
+    session: SessionConfig,
+    demonstrations: Frames | None = None,
+) -> Policy:
+    """Fine-tune with an off-policy method and return the best policy found, which is also saved in ``run``.
+
+    Args:
+        policy: the policy being improved, which shares its weights with ``core.proposal``.
+        behaviour: what acts while learning, and says what is stored.
+        core: critic and proposal.
+        env_factory: ``env_factory(num_envs=…) -> VecEnv`` for the task.
+        config: settings of the method.
+        run: run directory, which is continued if it holds a learner's state.
+        session: budget and evaluation.
+        demonstrations: a second source of decisions, ``demonstration_share`` of every batch.
+    """
+    capacity, shares = {"online": config.core.replay_capacity}, {"online": 1.0}
+    if demonstrations is not None:
+        share = config.demonstration_share
+        if not 0 < share < 1:
+            raise ConfigError(f"demonstration_share must be between 0 and 1, got {share}")
+        capacity["demonstrations"] = demonstrations.num_frames
+        shares = {"online": 1 - share, "demonstrations": share}
+    replay = make_replay(core.state_size, core.action_size, capacity, run.seed, behaviour.extra_fields)
+    if demonstrations is not None:
+        add_demonstrations(replay, demonstrations, behaviour, config.decision)
+    env = env_factory(num_envs=config.lanes)
+    try:
+        collector = Collector(env, behaviour, config.decision, session.training_seed(run.seed), Guard(run.path))
+        learner = OffPolicyLearner(policy, collector, core, replay, shares, config.block)
+        return run_session(learner, env_factory, run, session)
+    finally:
+        env.close()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from robot_rl.policies.gaussian import SquashedGaussian
+
+Batch = Mapping[str, Tensor]
+"""Rows of one update: ``state`` (B, S), ``action`` (B, D), ``reward`` (B,), ``next_state`` (B, S), ``terminated`` (B,),
+``exponent`` (B,), ``weight`` (B,), and what the method stores besides (`Behaviour.extra_fields`)."""
 
 
 class ActionValue(Protocol):
@@ -19,7 +24,7 @@ class ActionValue(Protocol):
 
 
 class Proposal(nn.Module, ABC):
-    """Supplies actions for the backup and improves itself by the critic.
+    """Supplies actions for the backup and improves itself by the critic; sees whole rows of the replay.
 
     Randomness enters as standard normal ``eps`` (B, noise_size), so that an update is a pure function and the same
     numbers give the same losses whatever the method is wrapped in.
@@ -27,23 +32,33 @@ class Proposal(nn.Module, ABC):
 
     noise_size: int
     """Standard normal numbers per row and use."""
+    log_volume: float = 0.0
+    """Log-volume that scales what the actor draws, by which its log-densities differ from those in (-1, 1)^n."""
+
+    @property
+    def entropy_size(self) -> int:
+        """Numbers n that the actor draws per row, whose entropy the temperature holds."""
+        return self.noise_size
 
     @abstractmethod
-    def backup(self, next_state: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """Return actions (B, D) as the critic takes them, and log-densities (B,), for the states that follow."""
+    def backup(self, batch: Batch, eps: Tensor, critic: ActionValue, target: ActionValue) -> tuple[Tensor, Tensor]:
+        """Return actions (B, D) as the critic takes them, and log-densities (B,), for the states that follow.
+
+        Called without gradients; ``eps`` is (B, noise_size), ``target`` the critic that will value the actions.
+        """
 
     @abstractmethod
-    def value(self, state: Tensor, eps: Tensor, critic: ActionValue) -> tuple[Tensor, Tensor]:
+    def value(self, batch: Batch, eps: Tensor, critic: ActionValue) -> tuple[Tensor, Tensor]:
         """Return what the actor wants to raise, an ensemble of values (E, B), and its log-densities (B,).
 
-        Gradients reach the actor's weights only.
+        Gradients reach the actor's weights only. Not called where there is no actor.
         """
 
     @abstractmethod
     def actor_parameters(self) -> list[nn.Parameter]:
-        """Return what the actor's optimiser trains."""
+        """Return what the actor's optimiser trains; empty for a method without an actor."""
 
-    def auxiliary_loss(self, state: Tensor, eps: Tensor, critic: ActionValue) -> Tensor | None:
+    def auxiliary_loss(self, batch: Batch, eps: Tensor, critic: ActionValue) -> Tensor | None:
         """Return the loss (a scalar) of what the method trains besides actor and critic, or None."""
         return None
 
@@ -65,15 +80,15 @@ class GaussianProposal(Proposal):
         self.actor = actor
         self.noise_size = actor.action_size
 
-    def backup(self, next_state: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    def backup(self, batch: Batch, eps: Tensor, critic: ActionValue, target: ActionValue) -> tuple[Tensor, Tensor]:
         """Return actions (B, D) in (-1, 1) and their log-densities (B,)."""
-        action, log_prob = self.actor(next_state, eps)
+        action, log_prob = self.actor(batch["next_state"], eps)
         return action, log_prob
 
-    def value(self, state: Tensor, eps: Tensor, critic: ActionValue) -> tuple[Tensor, Tensor]:
+    def value(self, batch: Batch, eps: Tensor, critic: ActionValue) -> tuple[Tensor, Tensor]:
         """Return values of the actor's own actions (E, B) and their log-densities (B,)."""
-        action, log_prob = self.actor(state, eps)
-        return critic(state, action, frozen=True), log_prob
+        action, log_prob = self.actor(batch["state"], eps)
+        return critic(batch["state"], action, frozen=True), log_prob
 
     def actor_parameters(self) -> list[nn.Parameter]:
         """Return the actor's weights."""
@@ -106,18 +121,19 @@ class AliasedNoiseProposal(Proposal):
         self.decode = decode
         self.noise_size = actor.action_size
 
-    def backup(self, next_state: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    def backup(self, batch: Batch, eps: Tensor, critic: ActionValue, target: ActionValue) -> tuple[Tensor, Tensor]:
         """Return the decoded actions (B, K) of the actor's noise and the noise's log-densities (B,)."""
-        noise, log_prob = self.actor(next_state, eps)
-        return self.decode(next_state, self.bound * noise), log_prob
+        noise, log_prob = self.actor(batch["next_state"], eps)
+        return self.decode(batch["next_state"], self.bound * noise), log_prob
 
-    def value(self, state: Tensor, eps: Tensor, critic: ActionValue) -> tuple[Tensor, Tensor]:
+    def value(self, batch: Batch, eps: Tensor, critic: ActionValue) -> tuple[Tensor, Tensor]:
         """Return Q^W of the actor's noise (E, B) and its log-densities (B,); ``critic`` (Q^A) is not asked."""
-        noise, log_prob = self.actor(state, eps)
-        return self.noise_critic(state, noise, frozen=True), log_prob
+        noise, log_prob = self.actor(batch["state"], eps)
+        return self.noise_critic(batch["state"], noise, frozen=True), log_prob
 
-    def auxiliary_loss(self, state: Tensor, eps: Tensor, critic: ActionValue) -> Tensor | None:
+    def auxiliary_loss(self, batch: Batch, eps: Tensor, critic: ActionValue) -> Tensor | None:
         """Return the distillation loss of Q^W at prior noise ``eps`` (B, D)."""
+        state = batch["state"]
         with torch.no_grad():
             target = critic(state, self.decode(state, eps))
         value: Tensor = self.noise_critic(state, eps / self.bound)

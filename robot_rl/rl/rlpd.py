@@ -17,12 +17,11 @@ from robot_rl.core.spec import Spec
 from robot_rl.data.frames import Frames
 from robot_rl.data.normalizer import Normalizer
 from robot_rl.policies.gaussian import GaussianConfig, GaussianPolicy
-from robot_rl.rl.collector import Behaviour, Collector, DecisionConfig, add_demonstrations, make_replay
-from robot_rl.rl.guard import Guard
+from robot_rl.rl.collector import Behaviour, DecisionConfig
 from robot_rl.rl.off_policy import OffPolicyConfig, OffPolicyCore
-from robot_rl.rl.off_policy_learner import OffPolicyLearner
+from robot_rl.rl.off_policy_learner import run_off_policy
 from robot_rl.rl.proposals import GaussianProposal
-from robot_rl.rl.session import SessionConfig, run_session
+from robot_rl.rl.session import SessionConfig
 from robot_rl.train.run import Run
 
 
@@ -154,17 +153,4 @@ def finetune(
     behaviour = GaussianBehaviour(policy, run.seed)
     state_size = policy.actor.net.sizes[0]
     core = OffPolicyCore(state_size, policy.actor.action_size, GaussianProposal(policy.actor), config.core, run.seed)
-    capacity, shares = {"online": config.core.replay_capacity}, {"online": 1.0}
-    if demonstrations is not None:
-        capacity["demonstrations"] = demonstrations.num_frames
-        shares = {"online": 1 - config.demonstration_share, "demonstrations": config.demonstration_share}
-    replay = make_replay(state_size, policy.actor.action_size, capacity, run.seed)
-    if demonstrations is not None:
-        add_demonstrations(replay, demonstrations, behaviour, config.decision)
-    env = env_factory(num_envs=config.lanes)
-    try:
-        collector = Collector(env, behaviour, config.decision, session.training_seed(run.seed), Guard(run.path))
-        learner = OffPolicyLearner(policy, collector, core, replay, shares, config.block)
-        return run_session(learner, env_factory, run, session)
-    finally:
-        env.close()
+    return run_off_policy(policy, behaviour, core, env_factory, config, run, session, demonstrations)

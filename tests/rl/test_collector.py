@@ -120,3 +120,38 @@ def test_guard_names_the_step_and_keeps_the_arrays(tmp_path):
         guard.check(12, {"reward": np.array([0.0, np.nan])}, action=np.ones(2))
     with np.load(tmp_path / "not_finite_12.npz") as dump:
         assert set(dump.files) == {"reward", "action"}
+
+
+class Numbered(Chunks):
+    """Stores who decided (per row) and what the next decision had to choose from (per successor)."""
+
+    def __init__(self):
+        super().__init__()
+        self.extra_fields = {"base": (1,), "next_candidates": (2, 1)}
+
+    def plan(self, history):
+        chunks = super().plan(history)
+        self.record |= self.successor(history)
+        return chunks
+
+    def successor(self, history):
+        state = self.state(history)
+        return {"state": state, "base": state[:, 2:], "candidates": 10 * state[:, 2:, None].expand(-1, 2, -1)}
+
+
+def test_extra_fields_come_from_the_decision_and_from_its_successor():
+    behaviour = Numbered()
+    replay = make_replay(3, 1, {"online": 100, "demonstrations": 20}, 0, behaviour.extra_fields)
+    Collector(Counter(), behaviour, DecisionConfig(), seed=0).collect(replay, 8)
+    rows = replay.all("online")
+    assert rows["next_candidates"].shape[1:] == (2, 1)
+    assert rows["base"][:, 0].tolist() == rows["state"][:, 2].tolist()
+    assert rows["next_candidates"][:, 1, 0].tolist() == (10 * rows["next_state"][:, 2]).tolist()
+    assert {5.0, 7.0} <= set(rows["next_state"][:, 2].tolist())  # ends by termination and by the time limit
+
+    state = np.arange(15, dtype=np.float32).reshape(5, 3)
+    frames = Frames({"state": state}, np.zeros((5, 1), np.float32), np.array([5]), Counter.spec)
+    add_demonstrations(replay, frames, behaviour, DecisionConfig())
+    rows = replay.all("demonstrations")
+    assert rows["base"][:, 0].tolist() == state[:, 2].tolist()
+    assert rows["next_candidates"][:, 0, 0].tolist() == (10 * state[[3, 4, 4, 4, 4], 2]).tolist()

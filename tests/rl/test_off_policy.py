@@ -107,7 +107,7 @@ def test_update_counts():
 
 def test_actor_update_leaves_the_critic_alone():
     core = make_gaussian_core()
-    loss, _ = core.actor_loss(torch.randn(8, 3), torch.randn(8, 2))
+    loss, _ = core.actor_loss({"state": torch.randn(8, 3)}, torch.randn(8, 2))
     loss.backward()
     assert all(p.grad is None for p in core.critic.parameters())
     assert all(p.grad is not None for p in core.proposal.actor_parameters())
@@ -222,10 +222,10 @@ def test_noise_stays_within_the_bound_except_in_distillation(reach_env, fake_bas
         return decode(cond, noise)
 
     proposal = AliasedNoiseProposal(policy.actor, EnsembleCritic(4, 2), watched, 1.5)
-    state = torch.randn(500, 4)
-    proposal.backup(state, 50 * torch.randn(500, 2))
+    batch, critic = {"state": torch.randn(500, 4), "next_state": torch.randn(500, 4)}, EnsembleCritic(4, 2)
+    proposal.backup(batch, 50 * torch.randn(500, 2), critic, critic)
     assert seen[-1] <= 1.5
-    proposal.auxiliary_loss(state, torch.randn(500, 2), EnsembleCritic(4, 2))
+    proposal.auxiliary_loss(batch, torch.randn(500, 2), critic)
     assert seen[-1] > 1.5
 
 
