@@ -12,9 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Generator, Tensor, nn
 
-from robot_rl.core.errors import CapabilityError
+from robot_rl.core import registry
+from robot_rl.core.errors import CapabilityError, ConfigError
+from robot_rl.heads.chain import chain_moments, normal_log_prob
 from robot_rl.heads.path import Estimate, Path
 
 Guide = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -28,7 +31,9 @@ class Capabilities:
     steerable: bool
     """Sampling is a deterministic function of the start noise (latent-space RL)."""
     chain_log_prob: bool
-    """Each sampling step is a Gaussian with a density (policy-gradient RL on the denoising chain)."""
+    """Sampling steps can be Gaussians of scheduled deviation (policy-gradient RL on the denoising chain)."""
+    velocity_steps: bool = False
+    """Sampling is Euler integration of a velocity, so that learned noise gives every step a density (ReinFlow)."""
     guidable: bool = True
     """Guides may change the denoised estimate during sampling."""
 
@@ -90,11 +95,65 @@ class Head(nn.Module, ABC):
         """Return the denoised and the noise estimate at x (B, H, A), times t (B,) in [0, 1]."""
         return self.path.estimate(self.backbone(x, t, cond), x, t)
 
-    def step_log_prob(self, trace: Sequence[Tensor], cond: Tensor, **options: Any) -> Tensor:
-        """Return log-densities (B, K) of the steps of a stochastic chain; heads without one refuse."""
-        raise CapabilityError(
-            f"{type(self).__name__} samples deterministically and has no step densities; heads that have: diffusion"
-        )
+    def chain_step(
+        self, x: Tensor, index: Tensor, cond: Tensor, steps: int | None = None, **options: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Return mean (B, H, A) and standard deviation (B, 1, 1) of the iterates that follow ``x`` in a chain.
+
+        Args:
+            x: (B, H, A) iterates.
+            index: (B,) long, place in the chain: 0 leaves pure noise, ``steps - 1`` arrives at the actions.
+            cond: (B, C).
+            steps: length of the chain; None for the head's own.
+            options: further options of the head.
+        """
+        raise refusal("sampling step by step", "chain_log_prob", self)
+
+    def step_log_prob(self, trace: Sequence[Tensor], cond: Tensor, std_floor: float = 0.0, **options: Any) -> Tensor:
+        """Return log p(x_k-1 | x_k, cond) (B, K), summed over the chunk, of a stochastic chain.
+
+        The last step has no density, and no column, where it adds no noise.
+
+        Args:
+            trace: the K + 1 tensors (B, H, A) that `sample` recorded.
+            cond: (B, C).
+            std_floor: smallest standard deviation used in the density (DPPO's floor for log-probabilities).
+            options: further options of `chain_step`.
+
+        Raises:
+            CapabilityError: the head's steps have no density.
+            ConfigError: the chain is deterministic.
+        """
+        if not self.capabilities.chain_log_prob:
+            raise refusal("a density per sampling step", "chain_log_prob", self)
+        chain = torch.stack(list(trace), dim=1)
+        mean, std = chain_moments(self, chain, cond, len(trace) - 1, **options)
+        std = std.clamp_min(std_floor)
+        noisy = (std[0] > 0).flatten()
+        if not noisy[:-1].all() or not noisy.any():
+            raise ConfigError("a deterministic chain has no density: sample with eta > 0 or pass std_floor")
+        density = normal_log_prob(chain[:, 1:][:, noisy], mean[:, noisy], std[:, noisy])
+        return density.sum((-2, -1))
+
+
+def require_head(policy: Any, capability: str, method: str) -> Head:
+    """Return the head of ``policy`` if it has ``capability``, a field of `Capabilities`.
+
+    Raises:
+        CapabilityError: the policy has no head of its own, or its head cannot; the message lists the heads that can.
+    """
+    head: Head | None = getattr(policy, "head", None)
+    if head is None or not getattr(head.capabilities, capability):
+        raise refusal(method, capability, policy if head is None else head)
+    return head
+
+
+def refusal(method: str, capability: str, found: Any) -> CapabilityError:
+    """Return the error that says what ``method`` needs and which heads have it."""
+    able = [name for name in registry.names("heads") if getattr(registry.load("heads", name).capabilities, capability)]
+    return CapabilityError(
+        f"{method} needs a chunked policy with one of these heads: {', '.join(able)}; this is a {type(found).__name__}"
+    )
 
 
 def masked_mean(error: Tensor, mask: Tensor | None) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -27,7 +27,7 @@ class FlowHead(Head):
             pi0), ``uniform`` is U(0, 1).
     """
 
-    capabilities = Capabilities(steerable=True, chain_log_prob=False)
+    capabilities = Capabilities(steerable=True, chain_log_prob=False, velocity_steps=True)
 
     def __init__(
         self,
@@ -92,6 +92,18 @@ class FlowHead(Head):
                 chain.append(x)
         calls = steps * (2 if self.solver == "midpoint" else 1)
         return SampleResult(x, calls, chain if trace else [])
+
+    def chain_step(
+        self, x: Tensor, index: Tensor, cond: Tensor, steps: int | None = None, **options: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Return the Euler step (B, H, A) from ``x`` at places ``index`` (B,) of the chain, and zeros (B, 1, 1).
+
+        The deviation is zero: noise is what a method adds. Times are those of `sample`.
+        """
+        times = torch.linspace(1, 0, (steps or self.steps) + 1, device=x.device)
+        now, then = times[index], times[index + 1]
+        mean = x + (then - now)[:, None, None] * self.backbone(x, now, cond)
+        return mean, x.new_zeros(len(x), 1, 1)
 
     def _velocity(self, x: Tensor, now: Tensor, cond: Tensor, guides: Sequence[Guide]) -> Tensor:
         t = now.expand(len(x))
