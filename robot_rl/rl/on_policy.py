@@ -1,21 +1,30 @@
-"""The on-policy core: collect, estimate advantages, update; methods plug in as an `OnPolicyActor`."""
+"""The on-policy core: collect decisions, estimate advantages, update; methods plug in as an `OnPolicyActor`."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from robot_rl.core.env import VecEnv
+from robot_rl.core.policy import Policy
+from robot_rl.rl.anchor import Anchor, AnchorConfig
+from robot_rl.rl.collector import DecisionConfig
 from robot_rl.rl.critics import StateValue
+from robot_rl.rl.decisions import DecisionStore, Rollout, advantages
 from robot_rl.rl.episodes import EpisodeStatistics
 from robot_rl.rl.guard import Guard
-from robot_rl.rl.ratios import OnPolicyActor, Trace, clipped_surrogate, divergence
+from robot_rl.rl.ratios import OnPolicyActor, Trace, bounded_ratio_loss, clipped_surrogate, divergence
+from robot_rl.rl.session import SessionConfig, run_session
 from robot_rl.rl.state import optimizer_tensors, restore_optimizer
+from robot_rl.train.run import Run
+
+_LEARNING_RATES = (1e-5, 1e-2)
 
 
 @dataclass(frozen=True)
@@ -23,25 +32,40 @@ class OnPolicyConfig:
     """Settings of the on-policy core."""
 
     rollout_steps: int = 64
-    """Decisions per lane and iteration."""
+    """Decisions per lane and iteration (more in lanes where episodes end inside a decision)."""
     epochs: int = 10
     """Passes over a roll-out."""
     minibatches: int = 8
     """Optimiser steps per pass."""
     discount: float = 0.99
-    """Discount per decision."""
+    """Discount per decision, or per control step where a method's ``decision.clock`` says so."""
     gae_lambda: float = 0.95
     """Advantage estimation's lambda (arXiv 1506.02438)."""
+    timeout: Literal["final", "current", "terminal", "mask"] = "final"
+    """What follows a time limit: the value of the final observation; that of the last decision's own (rsl_rl);
+    nothing, as if the task had ended; or the decision is left out (Brax)."""
+    loss: Literal["clip", "bpo"] = "clip"
+    """PPO's clipped ratio (arXiv 1707.06347), or bounded-ratio regression with a median critic (arXiv 2604.18578)."""
     clip: float = 0.2
-    """Clip range of the ratio."""
+    """Clip range of the ratio; for bpo the distance of its optimum from 1."""
+    bpo_temperature: float = 1e-3
+    """Difference from the median, in units of the scaled return, below which bpo's optimum is soft."""
+    normalize: Literal["rollout", "minibatch", "none"] = "rollout"
+    """Over what advantages get zero mean and unit deviation; bpo does not normalise."""
     target_kl: float = 0.05
     """An iteration's passes stop when the estimated KL exceeds this; 0 never stops."""
+    schedule: Literal["cosine", "linear", "constant", "adaptive"] = "cosine"
+    """Step sizes over the budget: a cosine to a tenth, a line to zero, constant, or adapted to ``schedule_kl``."""
+    schedule_kl: float = 0.01
+    """KL per update that the adaptive schedule aims at (rsl_rl's rule)."""
     actor_learning_rate: float = 6e-4
-    """Adam's step size for the actor; follows a cosine down to a tenth."""
+    """Adam's step size for the actor."""
     critic_learning_rate: float = 1e-3
-    """Adam's step size for the critic; follows the same cosine."""
+    """Adam's step size for the critic; follows the same schedule."""
     entropy_weight: float = 0.0
     """Weight of the entropy bonus."""
+    anchor: AnchorConfig = field(default_factory=AnchorConfig)
+    """Penalty on leaving the base policy."""
     max_grad_norm: float = 1.0
     """Gradients of actor and critic are each clipped to this norm."""
     warmup_iterations: int = 1
@@ -50,47 +74,6 @@ class OnPolicyConfig:
     """Divide rewards by the running deviation of the discounted return, so that values are of order one."""
     value_hidden: tuple[int, ...] = (256, 256)
     """Widths of the critic's hidden layers."""
-
-
-@dataclass
-class Rollout:
-    """T decisions of N lanes."""
-
-    trace: Trace
-    """Each (T, N, …)."""
-    reward: Tensor
-    """(T, N)."""
-    terminated: Tensor
-    """(T, N) float: 1 where nothing of value follows."""
-    truncated: Tensor
-    """(T, N) float: 1 where a time limit cut the episode."""
-    next_input: dict[int, tuple[Tensor, Tensor]]
-    """By step: lanes (n,) cut by a time limit there, and the critic's inputs (n, F) for the states after them."""
-    last_input: Tensor
-    """(N, F): the critic's input for the state after the last step."""
-
-
-def advantages(
-    reward: Tensor,
-    value: Tensor,
-    next_value: Tensor,
-    terminated: Tensor,
-    truncated: Tensor,
-    discount: float,
-    gae_lambda: float,
-) -> Tensor:
-    """Return generalised advantage estimates (T, N) (arXiv 1506.02438).
-
-    All arguments are (T, N). ``next_value`` is the value of the state that follows within the same episode: after a
-    time limit that of the final observation. Termination zeroes it; either end stops the sum.
-    """
-    result = torch.zeros_like(reward)
-    following = torch.zeros_like(reward[0])
-    delta = reward + discount * next_value * (1 - terminated) - value
-    for t in range(len(reward) - 1, -1, -1):
-        following = delta[t] + discount * gae_lambda * (1 - terminated[t]) * (1 - truncated[t]) * following
-        result[t] = following
-    return result
 
 
 class RewardScale:
@@ -119,22 +102,72 @@ class RewardScale:
         return 1 / deviation if deviation > 1e-6 else 1.0
 
 
+@dataclass
+class _Batch:
+    """What an iteration learns from, B decisions in rows."""
+
+    trace: Trace
+    critic_input: Tensor
+    advantage: Tensor
+    target: Tensor
+    old_score: Tensor
+    snapshot: Trace
+    fresh: Tensor
+    """(B,) bool: decided with the present parameters, so that the ratio starts at 1."""
+
+    def rows(self, index: Tensor) -> _Batch:
+        return _Batch(
+            {key: rows[index] for key, rows in self.trace.items()},
+            self.critic_input[index],
+            self.advantage[index],
+            self.target[index],
+            self.old_score[index],
+            {key: rows[index] for key, rows in self.snapshot.items()},
+            self.fresh[index],
+        )
+
+
 class OnPolicyLearner:
     """Improves an `OnPolicyActor` in N lanes by clipped policy-gradient updates."""
 
     def __init__(
-        self, actor: OnPolicyActor, env: VecEnv, config: OnPolicyConfig, seed: int = 0, guard: Guard | None = None
+        self,
+        actor: OnPolicyActor,
+        env: VecEnv,
+        config: OnPolicyConfig,
+        seed: int = 0,
+        guard: Guard | None = None,
+        decision: DecisionConfig | None = None,
     ) -> None:
+        """Create a learner.
+
+        Args:
+            actor: the method.
+            env: where it acts; not closed by the learner.
+            config: settings.
+            seed: first episode seed, and seed of critic and minibatches.
+            guard: stops at values that are not finite.
+            decision: how rewards of control steps become those of decisions; their sum by default.
+        """
         self.actor, self.env, self.config = actor, env, config
+        self.decision = decision or DecisionConfig()
         self.guard = guard or Guard()
         self.steps, self.iterations = 0, 0
         self.episodes = EpisodeStatistics(env.num_envs)
-        self.reward_scale = RewardScale(env.num_envs, config.discount)
+        per_step = self.decision.clock == "step"
+        step_discount = config.discount if per_step else config.discount ** (1 / actor.decision_steps)
+        self.reward_scale = RewardScale(env.num_envs, step_discount)
+        self.anchor = Anchor(config.anchor)
         self.value: StateValue | None = None
+        self.median: StateValue | None = None
+        """Median of the action values under the policy, for bpo."""
         self._generator = torch.Generator().manual_seed(seed)
         self._seed = seed
         self._observation = env.reset(seed)
-        self._actor_optimizer = torch.optim.Adam(actor.parameters(), lr=config.actor_learning_rate, eps=1e-5)
+        self._store = DecisionStore(env.num_envs, config.rollout_steps + (actor.decision_steps > 1))
+        self._carried_score: Tensor | None = None
+        self._actor_optimizer = _adam(actor.parameters(), config.actor_learning_rate)
+        self._rate_factor = 1.0
         self._pending: dict[str, Tensor] = {}
 
     @property
@@ -150,155 +183,327 @@ class OnPolicyLearner:
         return metrics | self.episodes.recent()
 
     def collect(self) -> Rollout:
-        """Play ``rollout_steps`` decisions in every lane."""
-        trace: Trace = {}
-        shape = (self.config.rollout_steps, self.env.num_envs)
-        reward, terminated, truncated = torch.zeros(shape), torch.zeros(shape), torch.zeros(shape)
-        next_input = {}
-        for t in range(shape[0]):
-            actions = self.actor.act(self._observation)
-            if not trace:
-                trace = {k: v.new_empty(shape[0], *v.shape) for k, v in self.actor.trace.items()}
-            for key, rows in self.actor.trace.items():
-                trace[key][t] = rows
+        """Play the control steps of ``rollout_steps`` whole decisions in every lane."""
+        actor, store = self.actor, self._store
+        step_discount = self.decision.discount if self.decision.reward == "discounted" else 1.0
+        final = []
+        store.begin()
+        for _ in range(self.config.rollout_steps * actor.decision_steps):
+            actions = actor.act(self._observation)
+            store.decide(actor.decided, actor.trace)
             step = self.env.step(actions)
             self.guard.check(self.steps, {"reward": step.reward, **_named(step.observation)}, action=actions)
             self.steps += self.env.num_envs
+            done = step.done
             self.episodes.add(step)
-            self.reward_scale.add(step.reward, step.done)
-            reward[t] = torch.from_numpy(np.asarray(step.reward, np.float32))
-            terminated[t] = torch.from_numpy(step.terminated.astype(np.float32))
-            truncated[t] = torch.from_numpy(step.truncated.astype(np.float32))
-            if step.truncated.any():
-                lanes = torch.from_numpy(np.flatnonzero(step.truncated))
-                next_input[t] = (lanes, self.actor.look_ahead(step.final_observation)[lanes])
-            if step.done.any():
-                self.actor.reset(step.done)
+            self.reward_scale.add(step.reward, done)
+            store.add(step.reward, step_discount)
+            if done.any():
+                store.end(step.terminated, step.truncated)
+                if step.truncated.any() and self.config.timeout == "final":
+                    lanes = np.flatnonzero(step.truncated)
+                    index = torch.from_numpy(lanes)
+                    final.append((store.slots(lanes), index, actor.look_ahead(step.final_observation)[index]))
+                actor.reset(done)
             self._observation = step.observation
-        return Rollout(trace, reward, terminated, truncated, next_input, self.actor.look_ahead(self._observation))
+        rollout = store.finish(actor.due, actor.look_ahead(self._observation), final)
+        rollout.carried_score, self._carried_score = self._carried_score, self._score_open(rollout)
+        return rollout
+
+    @torch.no_grad()
+    def _score_open(self, rollout: Rollout) -> Tensor | None:
+        """Score the decisions still open by the parameters that made them; (N, M), zero in other lanes."""
+        still = rollout.filled & ~rollout.valid
+        if not still.any():
+            return None
+        scores = self.actor.score(rollout.rows(still))
+        lanes = still.nonzero()[:, 1].to(scores.device)
+        result = scores.new_zeros(self.env.num_envs, scores.shape[1])
+        result[lanes] = scores
+        if rollout.carried_score is not None:
+            older = (still & rollout.carried).any(0).to(scores.device)
+            result[older] = rollout.carried_score[older]
+        return result
 
     def update(self, rollout: Rollout, fraction: float) -> dict[str, float]:
         """Improve actor and critic on ``rollout``; returns metrics."""
         config = self.config
-        trace = {key: rows.flatten(0, 1) for key, rows in rollout.trace.items()}
-        critic_input = self.actor.critic_input(trace)
-        value, optimizer = self._critic(critic_input.shape[-1])
-        value_before, advantage = self._advantages(rollout, critic_input, value)
-        target = (advantage + value_before).flatten()
-        advantage = advantage.flatten()
-        explained = 1 - (target - value_before.flatten()).var() / target.var().clamp_min(1e-8)
-        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        with torch.no_grad():
-            # Never the behaviour's own log-density: old and new come from the same code.
-            old_score = self.actor.score(trace)
-        self._set_learning_rate(fraction, optimizer)
+        batch, metrics = self._prepare(rollout)
+        self._set_learning_rate(fraction)
         train_actor = self.iterations >= config.warmup_iterations
-        sums: dict[str, float] = {"value_loss": 0.0, "policy_loss": 0.0, "kl": 0.0, "clipped": 0.0, "entropy": 0.0}
-        count, first, stop = 0, True, False
+        sums = dict.fromkeys(("value_loss", "policy_loss", "kl", "clipped", "entropy", "anchor_kl"), 0.0)
+        count, steps, stop = 0, 0, False
         for _ in range(config.epochs):
-            order = torch.randperm(len(advantage), generator=self._generator)
-            for rows in order.chunk(config.minibatches):
-                part = {key: values[rows] for key, values in trace.items()}
-                value_loss = 0.5 * (value(critic_input[rows]) - target[rows]).square().mean()
-                self._descend(optimizer, value_loss, "value loss", value.parameters())
-                sums["value_loss"] += value_loss.item()
+            order = torch.randperm(len(batch.advantage), generator=self._generator)
+            for index in order.to(batch.advantage.device).chunk(config.minibatches):
+                part = batch.rows(index)
+                values, loss = self._critic_loss(part)
+                self._descend(self._value_optimizer, loss, "value loss")
+                sums["value_loss"] += loss.item()
                 count += 1
                 if not train_actor or stop:
                     continue
-                log_ratio = self.actor.score(part) - old_score[rows]
-                if first:
-                    _require_unit_ratio(log_ratio)
-                    first = False
-                with torch.no_grad():
-                    kl = divergence(log_ratio).item()
+                log_ratio = self.actor.score(part.trace) - part.old_score
+                if steps == 0:
+                    _require_unit_ratio(log_ratio[part.fresh])
+                kl = self._divergence(part, log_ratio)
                 if config.target_kl and kl > config.target_kl:
                     stop = True
                     continue
-                clip = self.actor.inner_clip(config.clip)
-                loss = clipped_surrogate(log_ratio, advantage[rows], self.actor.inner_weight(), clip)
-                entropy = self.actor.entropy(part)
-                total = loss - config.entropy_weight * entropy
-                self._descend(self._actor_optimizer, total, "policy loss", self.actor.parameters())
-                sums["policy_loss"] += loss.item()
-                sums["entropy"] += entropy.item()
+                self._adapt_learning_rate(kl)
+                loss, terms = self._policy_loss(part, log_ratio, values)
+                self._descend(self._actor_optimizer, loss, "policy loss")
+                steps += 1
                 sums["kl"] = kl
-                sums["clipped"] += (log_ratio.detach().exp() - 1).abs().gt(clip).float().mean().item()
-        metrics = {key: total if key == "kl" else total / count for key, total in sums.items()}
-        return metrics | {"explained_variance": explained.item(), "reward": rollout.reward.mean().item()}
+                for name, term in terms.items():
+                    sums[name] += term.item()
+        metrics |= {key: total if key == "kl" else total / count for key, total in sums.items()}
+        metrics["learning_rate"] = self._actor_optimizer.param_groups[0]["lr"]
+        metrics["anchor_kl"] = sums["anchor_kl"] / max(steps, 1)
+        metrics["anchor_weight"] = self.anchor.weight
+        if steps and self.anchor.weight:
+            self.anchor.update(metrics["anchor_kl"])
+        return metrics | self.actor.end_iteration(batch.trace, fraction)
+
+    def _critic_loss(self, part: _Batch) -> tuple[Tensor, Tensor]:
+        """Return the values (B,) before the step and the critics' loss."""
+        assert self.value is not None
+        values = self.value(part.critic_input)
+        loss = 0.5 * (values - part.target).square().mean()
+        if self.median is not None:
+            # log(2 cosh(x / 2)): |x| / 2 with a round foot, whose minimiser is the median where |x| is large.
+            gap = (part.target - self.median(part.critic_input)).abs()
+            loss = loss + (nn.functional.softplus(-gap) + gap / 2).mean()
+        return values.detach(), loss
+
+    def _policy_loss(self, part: _Batch, log_ratio: Tensor, values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what the actor descends and its parts, for the log."""
+        config, actor = self.config, self.actor
+        weight, clip = actor.inner_weight(), actor.inner_clip(config.clip)
+        if self.median is not None:
+            with torch.no_grad():
+                gap = part.target - self.median(part.critic_input)
+                optimum = 2 * (gap / config.bpo_temperature).clamp(-10, 10).sigmoid() - 1
+            loss = bounded_ratio_loss(log_ratio, part.target - values, optimum, weight, clip)
+        else:
+            advantage = part.advantage
+            if config.normalize == "minibatch":
+                advantage = _standardized(advantage)
+            loss = clipped_surrogate(log_ratio, advantage, weight, clip)
+        entropy = actor.entropy(part.trace)
+        clipped = (log_ratio.detach().exp() - 1).abs().gt(clip).float().mean()
+        terms = {"policy_loss": loss.detach(), "entropy": entropy.detach(), "clipped": clipped}
+        total = loss - config.entropy_weight * entropy
+        if self.anchor.weight:
+            distance = actor.divergence_to_base(part.trace).mean()
+            total = total + self.anchor.weight * distance
+            terms["anchor_kl"] = distance.detach()
+        return total, terms
 
     @torch.no_grad()
-    def _advantages(self, rollout: Rollout, critic_input: Tensor, value: StateValue) -> tuple[Tensor, Tensor]:
-        """Return values (T, N) before the update and advantages (T, N)."""
-        before = value(critic_input).view_as(rollout.reward)
-        following = torch.cat([before[1:], value(rollout.last_input)[None]])
-        for t, (lanes, final) in rollout.next_input.items():
-            following[t, lanes] = value(final)
-        scale = self.reward_scale.factor if self.config.scale_rewards else 1.0
-        reward, ends = rollout.reward * scale, (rollout.terminated, rollout.truncated)
-        discount, gae_lambda = self.config.discount, self.config.gae_lambda
-        return before, advantages(reward, before, following, *ends, discount, gae_lambda)
+    def _divergence(self, part: _Batch, log_ratio: Tensor) -> float:
+        """Return KL(old || new): in closed form where the actor has one and the schedule needs it, else estimated."""
+        if part.snapshot:
+            return self.actor.divergence_from(part.snapshot, part.trace).mean().item()
+        return divergence(log_ratio).item()
 
-    def _critic(self, size: int) -> tuple[StateValue, torch.optim.Optimizer]:
-        """Return the critic and its optimiser, made at the first update, when the size of its input is known."""
+    @torch.no_grad()
+    def _prepare(self, rollout: Rollout) -> tuple[_Batch, dict[str, float]]:
+        """Value the roll-out's decisions and score them by the present parameters."""
+        config, actor = self.config, self.actor
+        trace = rollout.rows(rollout.filled)
+        critic_input = actor.critic_input(trace)
+        value = self._critic(critic_input.shape[-1]).to(critic_input.device)
+        before, advantage = self._advantages(rollout, value(critic_input), value)
+        valid = rollout.valid
+        if not valid.all():
+            kept = valid[rollout.filled].nonzero().squeeze(-1).to(critic_input.device)
+            trace = {key: rows.index_select(0, kept) for key, rows in trace.items()}
+            critic_input = critic_input.index_select(0, kept)
+            before, advantage = before[valid], advantage[valid]
+        before, advantage = before.flatten(), advantage.flatten()
+        target = advantage + before
+        explained = 1 - advantage.var() / target.var().clamp_min(1e-8)
+        if config.normalize == "rollout":
+            advantage = _standardized(advantage)
+        # Never the behaviour's own log-density: old and new come from the same code.
+        old_score = actor.score(trace)
+        carried = rollout.carried[valid]
+        if carried.any() and rollout.carried_score is not None:
+            # These were decided before the latest update, and so is their score.
+            lanes = (rollout.carried & valid).nonzero()[:, 1]
+            old_score[carried.to(old_score.device)] = rollout.carried_score[lanes.to(old_score.device)]
+        snapshot = actor.snapshot(trace) if config.schedule == "adaptive" else {}
+        device = critic_input.device
+        metrics = {"explained_variance": explained.item(), "reward": rollout.reward[valid].mean().item()}
+        numbers = advantage.to(device), target.to(device)
+        return _Batch(trace, critic_input, *numbers, old_score, snapshot, ~carried.to(device)), metrics
+
+    @torch.no_grad()
+    def _advantages(self, rollout: Rollout, values: Tensor, value: StateValue) -> tuple[Tensor, Tensor]:
+        """Return values (T, N) before the update and advantages (T, N), zero where there is no complete decision.
+
+        Args:
+            rollout: T decisions of N lanes.
+            values: (B,) of the filled ones.
+            value: the critic, for the states after a time limit and after the last step.
+        """
+        config, valid, truncated = self.config, rollout.valid.float(), rollout.truncated
+        before = torch.zeros_like(rollout.reward)
+        before[rollout.filled] = values.cpu()
+        following = torch.cat([before[1:], before.new_zeros(1, before.shape[1])])
+        ahead = value(rollout.last_input).cpu()
+        lanes = (rollout.last >= 0).nonzero().squeeze(-1)
+        following[rollout.last[lanes], lanes] = ahead[lanes]
+        if rollout.final:
+            slots, ended, inputs = (torch.cat(column) for column in zip(*rollout.final, strict=True))
+            following[slots, ended] = value(inputs).cpu()
+        if config.timeout == "current":
+            following = torch.where(truncated > 0, before, following)
+        elif config.timeout == "mask":
+            valid = valid * (1 - truncated)
+        terminated = rollout.terminated + truncated if config.timeout == "terminal" else rollout.terminated
+        discount = config.discount**rollout.length if self.decision.clock == "step" else config.discount
+        scale = self.reward_scale.factor if config.scale_rewards else 1.0
+        reward = (rollout.reward - self.decision.penalty) * scale * valid
+        ends = terminated, truncated
+        found = advantages(reward, before * valid, following * valid, *ends, discount, config.gae_lambda)
+        return before, found
+
+    def _critic(self, size: int) -> StateValue:
+        """Return the critic, made at the first update, when the size of its input is known."""
         if self.value is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self._seed)
                 self.value = StateValue(size, self.config.value_hidden)
-            lr = self.config.critic_learning_rate
-            self._value_optimizer = torch.optim.Adam(self.value.parameters(), lr=lr, eps=1e-5)
+                self.median = StateValue(size, self.config.value_hidden) if self.config.loss == "bpo" else None
+            self._value_optimizer = _adam(self._critic_parameters(), self.config.critic_learning_rate)
             if self._pending:
                 self._restore_critic(self._pending)
                 self._pending = {}
-        return self.value, self._value_optimizer
+        return self.value
 
-    def _set_learning_rate(self, fraction: float, optimizer: torch.optim.Optimizer) -> None:
-        factor = 0.1 + 0.45 * (1 + math.cos(math.pi * min(max(fraction, 0.0), 1.0)))
-        rates = ((self._actor_optimizer, "actor_learning_rate"), (optimizer, "critic_learning_rate"))
-        for target, name in rates:
-            for group in target.param_groups:
-                group["lr"] = factor * getattr(self.config, name)
+    def _critic_parameters(self) -> list[nn.Parameter]:
+        return [p for critic in (self.value, self.median) if critic is not None for p in critic.parameters()]
 
-    def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor, name: str, parameters: Any) -> None:
+    def _set_learning_rate(self, fraction: float) -> None:
+        fraction, schedule = min(max(fraction, 0.0), 1.0), self.config.schedule
+        if schedule == "cosine":
+            self._rate_factor = 0.1 + 0.45 * (1 + math.cos(math.pi * fraction))
+        elif schedule == "linear":
+            self._rate_factor = 1 - fraction
+        self._apply_learning_rate()
+
+    def _adapt_learning_rate(self, kl: float) -> None:
+        """Shrink the step sizes by 1.5 at twice the KL aimed at, and stretch them below half of it."""
+        if self.config.schedule != "adaptive":
+            return
+        target, rate = self.config.schedule_kl, self.config.actor_learning_rate
+        low, high = (bound / rate for bound in _LEARNING_RATES)
+        if kl > 2 * target:
+            self._rate_factor = max(low, self._rate_factor / 1.5)
+        elif 0 < kl < target / 2:
+            self._rate_factor = min(high, self._rate_factor * 1.5)
+        self._apply_learning_rate()
+
+    def _apply_learning_rate(self) -> None:
+        rates = (self.config.actor_learning_rate, self.config.critic_learning_rate)
+        for optimizer, rate in zip((self._actor_optimizer, self._value_optimizer), rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = self._rate_factor * rate
+
+    def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor, name: str) -> None:
         self.guard.check(self.steps, {name: loss})
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.config.max_grad_norm)
         optimizer.step()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Return tensors and numbers from which `restore` continues; the policy is saved on its own."""
         tensors = {f"actor.{i}": p.detach() for i, p in enumerate(self.actor.parameters())}
+        tensors |= {f"method.{name}": value for name, value in self.actor.state().items()}
         tensors |= optimizer_tensors("actor_optimizer", self._actor_optimizer)
+        for critic, module in (("value", self.value), ("median", self.median)):
+            if module is not None:
+                tensors |= {f"{critic}.{name}": p for name, p in module.state_dict().items()}
         if self.value is not None:
-            tensors |= {f"value.{name}": p for name, p in self.value.state_dict().items()}
             tensors |= optimizer_tensors("value_optimizer", self._value_optimizer)
         tensors["generator"] = self._generator.get_state()
         tensors["reward_moments"] = torch.from_numpy(self.reward_scale.moments)
-        return tensors, {"steps": self.steps, "iterations": self.iterations}
+        numbers = {"steps": self.steps, "iterations": self.iterations, "rate_factor": self._rate_factor}
+        return tensors, numbers | {"anchor_weight": self.anchor.weight}
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, float]) -> None:
-        """Continue from what `state` returned; the lanes start new episodes."""
+        """Continue from what `state` returned; the lanes start new episodes and open decisions are dropped."""
         with torch.no_grad():
             for i, parameter in enumerate(self.actor.parameters()):
                 parameter.copy_(tensors[f"actor.{i}"])
+        self.actor.restore({k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")})
         restore_optimizer("actor_optimizer", self._actor_optimizer, tensors)
-        self._pending = {k: v for k, v in tensors.items() if k.startswith("value")}
+        self._pending = {k: v for k, v in tensors.items() if k.startswith(("value", "median"))}
         self._generator.set_state(tensors["generator"])
         self.reward_scale.moments = tensors["reward_moments"].numpy()
         self.steps, self.iterations = int(numbers["steps"]), int(numbers["iterations"])
+        self._rate_factor = numbers.get("rate_factor", 1.0)
+        self.anchor.weight = numbers.get("anchor_weight", self.config.anchor.weight)
         self._observation = self.env.reset(self._seed + self.steps)
         self.actor.reset(np.ones(self.env.num_envs, bool))
+        self._store.clear()
+        self._carried_score = None
 
     def _restore_critic(self, tensors: dict[str, Tensor]) -> None:
-        assert self.value is not None
-        prefix = "value."
-        self.value.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+        for critic, module in (("value.", self.value), ("median.", self.median)):
+            if module is not None:
+                own = {k.removeprefix(critic): v for k, v in tensors.items() if k.startswith(critic)}
+                module.load_state_dict(own)
         restore_optimizer("value_optimizer", self._value_optimizer, tensors)
+
+
+def run_on_policy(
+    actor: OnPolicyActor,
+    env_factory: Callable[..., VecEnv],
+    lanes: int,
+    core: OnPolicyConfig,
+    run: Run,
+    session: SessionConfig | None = None,
+    **learner_options: Any,
+) -> Policy:
+    """Improve ``actor``'s policy until the budget is spent; the loop of every on-policy method's ``finetune``.
+
+    Args:
+        actor: the method, for ``lanes`` lanes.
+        env_factory: ``env_factory(num_envs=…) -> VecEnv`` for the task.
+        lanes: environments stepped at once.
+        core: settings of the core.
+        run: run directory, which is continued if it holds a learner's state.
+        session: budget and evaluation.
+        learner_options: further arguments of `OnPolicyLearner`, such as ``decision``.
+
+    Returns:
+        The best policy by validation, which is also saved in ``run``.
+    """
+    session = session or SessionConfig()
+    env = env_factory(num_envs=lanes)
+    try:
+        seed = session.training_seed(run.seed)
+        learner = OnPolicyLearner(actor, env, core, seed, Guard(run.path), **learner_options)
+        return run_session(learner, env_factory, run, session)
+    finally:
+        env.close()
+
+
+def _adam(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=learning_rate, eps=1e-5, fused=True)
+
+
+def _standardized(advantage: Tensor) -> Tensor:
+    return (advantage - advantage.mean()) / (advantage.std() + 1e-8)
 
 
 def _require_unit_ratio(log_ratio: Tensor) -> None:
     """Before the first optimiser step new and old scores are the same numbers, up to the order of a sum."""
-    worst = log_ratio.detach().abs().max().item()
+    worst = log_ratio.detach().abs().max().item() if len(log_ratio) else 0.0
     if not worst < 1e-3:
         raise AssertionError(
             f"the ratio is not 1 before the first step (log-ratio {worst:.3g}): something moved between "

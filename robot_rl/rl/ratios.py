@@ -9,29 +9,40 @@ import torch
 from torch import Tensor, nn
 
 from robot_rl.core.env import Observation
+from robot_rl.core.errors import CapabilityError
 from robot_rl.core.policy import Policy
 
 Trace = dict[str, Tensor]
-"""What a method stores per transition, each (B, …): its own business, the core only gathers rows of it."""
+"""What a method stores per decision, each (B, …): its own business, the core only gathers rows of it."""
 
 
 class OnPolicyActor(ABC):
     """Acts in N lanes, traces what its ratio needs, and scores traces with the present parameters.
 
-    The update's item is (transition, inner index): `score` returns (B, M), for M parts of one decision (1 for a
-    Gaussian, the number of trained denoising steps for a diffusion chain). ``exp(score_new - score_old)`` is the
-    ratio, so a score is a log-density or whatever stands for one (a negative flow-matching loss, say). How it is
-    reduced over the action is part of the method, for clip range and KL limit refer to it.
+    A decision is one control step, or one planned chunk of `decision_steps` of them. The update's item is (decision,
+    inner index): `score` returns (B, M), for M parts of one decision (1 for a Gaussian, the number of trained denoising
+    steps for a diffusion chain). ``exp(score_new - score_old)`` is the ratio, so a score is a log-density or whatever
+    stands for one (a negative flow-matching loss, say). How it is reduced over the action is part of the method, for
+    clip range and KL limit refer to it.
     """
 
     policy: Policy
     """The policy being improved, as evaluated and saved."""
     trace: Trace
-    """Rows of the latest `act`, each (N, …)."""
+    """Rows of the lanes that decided in the latest `act`, each (n, …), in the order of lanes."""
+    decided: np.ndarray
+    """(N,) bool: lanes that made a decision in the latest `act`; all of them where decisions last one step."""
+    decision_steps: int = 1
+    """Control steps of a decision that no episode's end cuts short."""
+
+    @property
+    def due(self) -> np.ndarray:
+        """(N,) bool: lanes that will decide in the next `act`; the others are inside a decision."""
+        return np.ones(len(self.decided), bool)
 
     @abstractmethod
     def act(self, observation: Observation) -> np.ndarray:
-        """Return exploring actions (N, A) in the units of the spec and set `trace`."""
+        """Return exploring actions (N, A) in the units of the spec and set `trace` and `decided`."""
 
     @abstractmethod
     def reset(self, lanes: np.ndarray) -> None:
@@ -68,13 +79,50 @@ class OnPolicyActor(ABC):
         """Return the clip range (M,) of each inner index."""
         return torch.full((1,), clip)
 
+    def snapshot(self, trace: Trace) -> Trace:
+        """Return what `divergence_from` needs of the present distribution, each (B, …); nothing if there is no such."""
+        return {}
+
+    def divergence_from(self, snapshot: Trace, trace: Trace) -> Tensor:
+        """Return KL(distribution of `snapshot` || present distribution) per item (B,), in closed form."""
+        raise NotImplementedError
+
+    def divergence_to_base(self, trace: Trace) -> Tensor:
+        """Return KL(policy || base), or what stands for it, per item (B,), differentiable.
+
+        Raises:
+            CapabilityError: the method has no base, or no such divergence.
+        """
+        raise CapabilityError(
+            f"{type(self).__name__} has no divergence to its base, so core.anchor.weight must be 0; methods that have: "
+            "residual, dppo, reinflow, fpo, gorl, and ppo on a Gaussian policy"
+        )
+
+    def end_iteration(self, trace: Trace, fraction: float) -> dict[str, float]:
+        """Do what a method does between iterations and return metrics.
+
+        Between roll-outs is the one time when a normaliser or a decoder may change without falsifying ratios.
+
+        Args:
+            trace: rows of the roll-out just learned from, each (B, …).
+            fraction: share of the budget that is spent.
+        """
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a resumed run needs beyond `parameters`, by name."""
+        return {}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:  # noqa: B027
+        """Continue from what `state` returned."""
+
 
 def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, weight: Tensor, clip: Tensor) -> Tensor:
-    """Return PPO's clipped loss (arXiv 1707.06347), averaged over transitions and summed over inner indices.
+    """Return PPO's clipped loss (arXiv 1707.06347), averaged over decisions and summed over inner indices.
 
     Args:
         log_ratio: (B, M).
-        advantage: (B,) of the transition, the same for its inner indices.
+        advantage: (B,) of the decision, the same for its inner indices.
         weight: (M,) of the inner indices.
         clip: (M,) of the inner indices.
     """
@@ -84,6 +132,29 @@ def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, weight: Tensor, clip
     return -(weight * torch.minimum(advantage * ratio, advantage * clipped)).sum(-1).mean()
 
 
+def bounded_ratio_loss(log_ratio: Tensor, advantage: Tensor, optimum: Tensor, weight: Tensor, clip: Tensor) -> Tensor:
+    """Return BPO's loss (arXiv 2604.18578): ``|A| |ratio - ratio*|`` with ``ratio* = 1 + clip * optimum``.
+
+    It has the slope of PPO's loss inside the clip range, and pulls ratios back that are outside.
+
+    Args:
+        log_ratio: (B, M).
+        advantage: (B,) of the decision; only its magnitude counts.
+        optimum: (B,) in [-1, 1]: the sign of the action value less its median over actions, softened near zero.
+        weight: (M,) of the inner indices.
+        clip: (M,) of the inner indices.
+    """
+    target = 1 + clip * optimum[:, None]
+    return (weight * advantage.abs()[:, None] * (log_ratio.exp() - target).abs()).sum(-1).mean()
+
+
 def divergence(log_ratio: Tensor) -> Tensor:
     """Estimate KL(old || new) from log-ratios (B, M): mean of ``ratio - 1 - log ratio``, which is never negative."""
     return (log_ratio.exp() - 1 - log_ratio).mean()
+
+
+def gaussian_divergence(mean: Tensor, log_std: Tensor, other_mean: Tensor, other_log_std: Tensor) -> Tensor:
+    """Return KL(N(mean, std) || N(other_mean, other_std)) (B,) of diagonal Gaussians (B, A), summed over A."""
+    precision = (-2 * other_log_std).exp()
+    squares = ((2 * log_std).exp() + (mean - other_mean).square()) * precision
+    return (other_log_std - log_std + 0.5 * squares - 0.5).sum(-1)

@@ -14,10 +14,9 @@ from robot_rl.core.policy import Policy
 from robot_rl.core.spec import Spec
 from robot_rl.data.frames import Frames
 from robot_rl.policies.residual import ResidualPolicy, ResidualPolicyConfig
-from robot_rl.rl.guard import Guard
-from robot_rl.rl.on_policy import OnPolicyConfig, OnPolicyLearner
-from robot_rl.rl.ratios import OnPolicyActor, Trace
-from robot_rl.rl.session import SessionConfig, run_session
+from robot_rl.rl.on_policy import OnPolicyConfig, run_on_policy
+from robot_rl.rl.ratios import OnPolicyActor, Trace, gaussian_divergence
+from robot_rl.rl.session import SessionConfig
 from robot_rl.rollout.player import PolicyRunner
 from robot_rl.train.run import Run
 
@@ -49,6 +48,7 @@ class ResidualActor(OnPolicyActor):
         self.closed_loop = True
         self.learn_std = learn_std
         self.trace: Trace = {}
+        self.decided = np.ones(num_lanes, bool)
         self.plans = 0
         """Chunks asked of the base so far."""
         self._runner = PolicyRunner(self, num_lanes)
@@ -107,6 +107,22 @@ class ResidualActor(OnPolicyActor):
         """Return the entropy of u."""
         return self.policy.entropy()
 
+    def snapshot(self, trace: Trace) -> Trace:
+        """Return mean and log standard deviation (B, A) of u."""
+        mean = self.policy.actor(trace["features"])
+        return {"mean": mean, "log_std": self.policy.log_std.expand_as(mean)}
+
+    def divergence_from(self, snapshot: Trace, trace: Trace) -> Tensor:
+        """Return KL(snapshot || present) of u (B,)."""
+        mean = self.policy.actor(trace["features"])
+        return gaussian_divergence(snapshot["mean"], snapshot["log_std"], mean, self.policy.log_std)
+
+    def divergence_to_base(self, trace: Trace) -> Tensor:
+        """Return KL(u || N(0, initial std)) (B,): the base's own action with the exploration noise at the start."""
+        mean = self.policy.actor(trace["features"])
+        start = torch.full_like(self.policy.log_std, float(self.policy.config.log_std))
+        return gaussian_divergence(mean, self.policy.log_std, torch.zeros_like(mean), start)
+
     def parameters(self) -> list[nn.Parameter]:
         """Return the correction's weights, and the standard deviation if it is learned."""
         deviation = [self.policy.log_std] if self.learn_std else []
@@ -132,16 +148,9 @@ def finetune(
         session: budget and evaluation.
         demonstrations: not used by this method.
     """
-    session = session or SessionConfig()
     torch.manual_seed(run.seed)
     policy = ResidualPolicy(base, config.residual)
     policy.actor.requires_grad_(True)
     policy.log_std.requires_grad_(config.learn_std)
     actor = ResidualActor(policy, config.lanes, run.seed, config.learn_std)
-    env = env_factory(num_envs=config.lanes)
-    try:
-        seed = session.training_seed(run.seed)
-        learner = OnPolicyLearner(actor, env, config.core, seed, Guard(run.path))
-        return run_session(learner, env_factory, run, session)
-    finally:
-        env.close()
+    return run_on_policy(actor, env_factory, config.lanes, config.core, run, session)

@@ -5,10 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from robot_rl.core.env import Step
+from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.policies.residual import ResidualPolicy, ResidualPolicyConfig
+from robot_rl.rl.chunk_actor import ChunkActor
+from robot_rl.rl.collector import DecisionConfig
 from robot_rl.rl.on_policy import OnPolicyConfig, OnPolicyLearner, RewardScale, advantages
-from robot_rl.rl.ratios import clipped_surrogate, divergence
+from robot_rl.rl.ratios import OnPolicyActor, clipped_surrogate, divergence
 from robot_rl.rl.residual import ResidualActor
 from robot_rl.rollout.player import PolicyRunner
 
@@ -94,17 +99,18 @@ def test_time_limit_bootstraps_from_the_final_observation(reach_env, fake_base):
     learner = make_learner(env, fake_base(env.spec), lanes=4)
     rollout = learner.collect()
     critic_input = learner.actor.critic_input({k: v.flatten(0, 1) for k, v in rollout.trace.items()})
-    value, _ = learner._critic(critic_input.shape[-1])
-    before, _ = learner._advantages(rollout, critic_input, value)
+    value = learner._critic(critic_input.shape[-1])
+    before, _ = learner._advantages(rollout, value(critic_input), value)
     assert rollout.truncated.sum() == 4 * 3
-    lanes, final = rollout.next_input[4]
+    slots, lanes, final = rollout.final[0]
+    assert slots.tolist() == [4] * 4
     # At the end of the episode the state has moved; the next episode's first state is at the origin.
     assert lanes.tolist() == [0, 1, 2, 3]
     assert final[:, :2].abs().max() > 0
     config = learner.config
     with torch.no_grad():
         delta = config.discount * value(final) - before[4]
-    _, advantage = learner._advantages(rollout, critic_input, value)
+    _, advantage = learner._advantages(rollout, value(critic_input), value)
     np.testing.assert_allclose(advantage[4], delta, rtol=1e-5, atol=1e-6)
 
 
@@ -188,3 +194,195 @@ def test_state_continues_bit_exactly(reach_env, fake_base):
     assert set(again) == set(tensors)
     for name, tensor in tensors.items():
         assert torch.equal(again[name], tensor), name
+
+
+class ScriptedEnv:
+    """Lane i is paid ``i + 0.1 t`` at its t-th step ever; its episodes end after the listed numbers of steps."""
+
+    LENGTHS = ((5, 4, 30), (7, 1, 2, 30), (30,))
+
+    def __init__(self):
+        self.num_envs, self.max_episode_steps = 3, 30
+        self.spec = Spec({"state": ArraySpec((2,))}, ArraySpec((1,), low=(-1.0,), high=(1.0,)), 10.0)
+
+    def reset(self, seed=None):
+        self.clock, self.age, self.episode = 0, np.zeros(3, int), np.zeros(3, int)
+        return self.observe()
+
+    def observe(self):
+        return {"state": np.stack([np.arange(3), 0.1 * self.age], 1).astype(np.float32)}
+
+    def step(self, actions):
+        reward = (np.arange(3) + 0.1 * self.clock).astype(np.float32)
+        self.clock += 1
+        self.age += 1
+        ended = self.age == [self.LENGTHS[i][k] for i, k in enumerate(self.episode)]
+        truncated = ended & (self.episode % 2 == 0)
+        final = self.observe()
+        self.age[ended] = 0
+        self.episode[ended] += 1
+        info = {"success": np.zeros(3, bool), "episode_seed": np.zeros(3, int)}
+        return Step(self.observe(), reward, ended & ~truncated, truncated, final, info)
+
+    def close(self):
+        pass
+
+
+class ScriptedActor(OnPolicyActor):
+    """Decides every three steps of a lane and after every episode's end; the score is ``theta * age``."""
+
+    decision_steps = 3
+    policy = None
+
+    def __init__(self):
+        self.left, self.decided = np.zeros(3, int), np.ones(3, bool)
+        self.theta = nn.Parameter(torch.ones(1))
+
+    @property
+    def due(self):
+        return self.left == 0
+
+    def act(self, observation):
+        self.decided = self.left == 0
+        self.left[self.decided] = 3
+        self.left -= 1
+        self.trace = {"x": torch.from_numpy(observation["state"][self.decided])}
+        return np.zeros((3, 1), np.float32)
+
+    def reset(self, lanes):
+        self.left[lanes] = 0
+
+    def look_ahead(self, observation):
+        return torch.from_numpy(observation["state"].copy())
+
+    def critic_input(self, trace):
+        return trace["x"]
+
+    def score(self, trace):
+        return self.theta * trace["x"][:, 1:]
+
+    def parameters(self):
+        return [self.theta]
+
+
+def reference(value, steps, decision, discount, gae_lambda, before=0):
+    """Return {(lane, step of decision): (reward, advantage)} of the decisions that are complete by ``steps``."""
+    found = {}
+    for lane in range(3):
+        t, decisions = 0, []
+        for k, length in enumerate(ScriptedEnv.LENGTHS[lane]):
+            for start in range(0, length, 3):
+                stop = min(start + 3, length)
+                end = None if stop < length else "truncated" if k % 2 == 0 else "terminated"
+                decisions.append((t + start, t + stop, start, stop, end))
+            t += length
+        complete = [d for d in decisions if before < d[1] <= steps]
+        following = 0.0
+        for begin, stop, age, last_age, end in reversed(complete):
+            rewards = [lane + 0.1 * i for i in range(begin, stop)]
+            if decision.reward == "discounted":
+                rewards = [r * decision.discount**j for j, r in enumerate(rewards)]
+            power = stop - begin if decision.clock == "step" else 1
+            reward = sum(rewards) - decision.penalty
+            ahead = 0.0 if end == "terminated" else value(lane, 0.1 * last_age)
+            delta = reward + discount**power * ahead - value(lane, 0.1 * age)
+            following = delta + (0.0 if end else discount**power * gae_lambda * following)
+            found[lane, begin] = (sum(rewards), following)
+    return found
+
+
+@pytest.mark.parametrize(
+    "decision",
+    [DecisionConfig(), DecisionConfig(reward="discounted", clock="step", discount=0.9), DecisionConfig(penalty=1.0)],
+    ids=["sum", "discounted", "penalty"],
+)
+def test_ragged_decisions_equal_a_reference(decision):
+    config = OnPolicyConfig(rollout_steps=4, discount=0.9, gae_lambda=0.8, scale_rewards=False)
+    learner = OnPolicyLearner(ScriptedActor(), ScriptedEnv(), config, decision=decision)
+    net = learner._critic(2)
+
+    def value(lane, age):
+        return net(torch.tensor([[lane, age]], dtype=torch.float32)).item()
+
+    seen = set()
+    for iteration in range(2):
+        rollout = learner.collect()
+        _, advantage = learner._advantages(rollout, net(rollout.rows(rollout.filled)["x"]), net)
+        expected = reference(value, 12 * (iteration + 1), decision, 0.9, 0.8, 12 * iteration)
+        assert int(rollout.valid.sum()) == len(expected)
+        for lane in range(3):
+            due = [key for key in sorted(expected) if key[0] == lane]
+            for slot, key in enumerate(due):
+                reward, wanted = expected[key]
+                assert rollout.reward[slot, lane].item() == pytest.approx(reward, rel=1e-5)
+                assert advantage[slot, lane].item() == pytest.approx(wanted, rel=1e-4, abs=1e-5), key
+                assert key not in seen
+                seen.add(key)
+        assert torch.all(advantage[~rollout.valid] == 0)
+    assert {(0, 9), (1, 10), (2, 9)} <= seen  # lanes 0 and 2 decide at 9, lane 1 is inside a decision at 12
+    assert rollout.carried.sum() == 1
+
+
+def test_carried_decisions_keep_the_score_of_the_parameters_that_made_them():
+    config = OnPolicyConfig(rollout_steps=4, warmup_iterations=0, target_kl=0, value_hidden=(8,), minibatches=1)
+    learner = OnPolicyLearner(ScriptedActor(), ScriptedEnv(), config)
+    learner.collect()
+    learner.actor.theta.data[:] = 3.0  # as an update would
+    rollout = learner.collect()
+    batch, _ = learner._prepare(rollout)
+    age = batch.trace["x"][:, 1:]
+    assert (~batch.fresh).sum() == 1
+    np.testing.assert_allclose(batch.old_score[batch.fresh], 3 * age[batch.fresh])
+    np.testing.assert_allclose(batch.old_score[~batch.fresh], 1 * age[~batch.fresh])
+    learner.update(rollout, 0.0)  # the ratio of the carried one is not 1, and need not be
+
+
+class ChunkGaussian(ChunkActor):
+    """Adds a learned offset with noise to the base's chunk: the smallest chunk method."""
+
+    std = 0.1
+
+    def __init__(self, base, lanes, seed=0):
+        base.weight = nn.Parameter(torch.zeros(1))
+        super().__init__(base, lanes, seed)
+        self.offset = nn.Parameter(torch.zeros(base.spec.action.size))
+
+    def decide(self, cond):
+        eps = torch.randn(len(cond), self.offset.numel(), generator=self.generator)
+        u = self.offset + self.std * eps
+        return self.policy.sample(cond) + u[:, None], {"u": u}
+
+    def score(self, trace):
+        return -0.5 * ((trace["u"] - self.offset) / self.std).square().sum(-1, keepdim=True)
+
+    def parameters(self):
+        return [self.offset]
+
+
+@pytest.mark.parametrize("limit", [8, 7])
+def test_chunk_decisions_have_ratio_one_and_learn(reach_env, fake_base, limit):
+    # With a limit of 7 and chunks of 4 the second chunk of every episode is cut short.
+    env = reach_env(32, hold=True, radius=0.25, limit=limit)
+    base = fake_base(env.spec, offset=0.2, hold=True)
+    config = OnPolicyConfig(
+        rollout_steps=8, epochs=8, minibatches=2, actor_learning_rate=0.02, value_hidden=(32,), target_kl=0
+    )
+    learner = OnPolicyLearner(ChunkGaussian(base, 32), env, config, seed=0)
+    for i in range(25):
+        metrics = learner.iterate(i / 25)  # asserts that ratios start at 1
+    assert learner.steps == 25 * 8 * 4 * 32
+    assert metrics["success"] > 0.9
+    np.testing.assert_allclose(learner.actor.offset.detach(), -0.2, atol=0.1)
+
+
+def test_chunk_look_ahead_is_what_a_decision_would_see(reach_env, fake_base):
+    env = reach_env(3, radius=0.0)
+    actor = ChunkGaussian(fake_base(env.spec, execute_steps=2), 3)
+    observation = env.reset(0)
+    for _ in range(2):
+        ahead_of = env.step(actor.act(observation)).observation
+        ahead = actor.look_ahead(ahead_of)
+        observation = ahead_of
+    actor.act(observation)
+    assert actor.decided.all()
+    np.testing.assert_array_equal(ahead, actor.critic_input(actor.trace))
