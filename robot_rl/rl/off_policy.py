@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from robot_rl.core.errors import ConfigError
 from robot_rl.nets.ensemble import EnsembleMLP
+from robot_rl.nets.precision import has_fast_bf16
 from robot_rl.rl.critics import EnsembleCritic
 from robot_rl.rl.proposals import Batch, Proposal
 from robot_rl.rl.state import optimizer_tensors, restore_optimizer
-from robot_rl.train.trainer import has_fast_bf16
 
 
 @dataclass(frozen=True)

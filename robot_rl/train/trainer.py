@@ -16,6 +16,7 @@ from torch import Tensor
 
 from robot_rl.core.errors import ConfigError, DataError, RobotRLError
 from robot_rl.data.windows import WindowSampler
+from robot_rl.nets.precision import has_fast_bf16
 from robot_rl.policies.checkpoint import save_policy
 from robot_rl.train.ema import EMA
 from robot_rl.train.progress import progress
@@ -189,11 +190,6 @@ class Trainer:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
         self.step, self.bf16 = meta["step"], meta["bf16"]
         return True
-
-
-def has_fast_bf16() -> bool:
-    """Return whether this processor multiplies bf16 matrices in hardware."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
