@@ -12,7 +12,7 @@ from typing import Any
 from robot_rl.cli.catalog import entries, summary
 from robot_rl.core.errors import RobotRLError, UnknownNameError
 
-_ORDER = ("demo", "data", "collect", "train", "eval", "finetune", "deploy", "list", "doctor")
+_ORDER = ("demo", "data", "collect", "train", "eval", "finetune", "compare", "deploy", "list", "doctor")
 _HEADER = "From demonstrations to a safe robot that improves itself."
 _FOOTER = """\
 First steps

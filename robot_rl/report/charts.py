@@ -22,7 +22,7 @@ class Curve:
     x: Sequence[float]
     y: Sequence[float]
     style: str = "first"
-    """Style class: ``first``, ``second`` or ``faint``."""
+    """Style class: ``first``, ``second``, ``faint``, or one of many: ``c0`` to ``c9``, and ``dashed`` after it."""
     band: tuple[Sequence[float], Sequence[float]] | None = None
     """Lower and upper limits per point, drawn as a band."""
 
@@ -111,8 +111,16 @@ def histogram(
     return f'<figure class="chart">{plot.svg(parts, f"Histogram of {what} in {unit}")}</figure>'
 
 
-def intervals(rows: Sequence[tuple[str, float, float, float, str]]) -> str:
-    """Return rows (label, low, value, high, style) of shares with their intervals on one axis from 0 to 100 %."""
+def many(index: int) -> str:
+    """Return the style class of the ``index``-th of many things: ten colours, then the same ones dashed."""
+    return f"c{index % 10}" + (" dashed" if index % 20 >= 10 else "")
+
+
+def intervals(rows: Sequence[tuple[str, float, float, float, str]], *, wide: bool = False) -> str:
+    """Return rows (label, low, value, high, style) of shares with their intervals on one axis from 0 to 100 %.
+
+    ``wide`` leaves more room for the labels.
+    """
     lines = []
     for label, low, value, high, style in rows:
         span = f'<i class="span {style}" style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></i>'
@@ -122,7 +130,7 @@ def intervals(rows: Sequence[tuple[str, float, float, float, str]]) -> str:
         lines.append(f'<div class="interval"><span>{escape(label)}</span>{track}<span>{text}</span></div>')
     marks = "".join(f'<span style="left:{tick}%">{tick}</span>' for tick in (0, 25, 50, 75, 100))
     lines.append(f'<div class="interval axis"><span></span><div>{marks}</div><span></span></div>')
-    return f'<div class="intervals">{"".join(lines)}</div>'
+    return f'<div class="intervals{" wide" if wide else ""}">{"".join(lines)}</div>'
 
 
 def timeline(

@@ -85,7 +85,6 @@ class Report:
 
 def render(report: Report) -> str:
     """Return the page as HTML that needs no other file and no network."""
-    style = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
     body = "".join(
         (
             _headline(report),
@@ -93,15 +92,24 @@ def render(report: Report) -> str:
             _learning(report.charts),
             _deployment(report.deployment) if report.deployment is not None else "",
             _time(report.timings),
-            _repeat(report),
+            repeat(report.commands, report.facts, "The same road by hand"),
         )
     )
+    footer = (
+        "Written by <code>robot-rl demo</code>. One seed of training, fresh seeds of evaluation; intervals are "
+        "Wilson's, 95 %. The robot is simulated."
+    )
+    return document(report.title, body, footer)
+
+
+def document(title: str, body: str, footer: str) -> str:
+    """Return a whole page of ``body``, with the style sheet inside; ``title`` is text, the others are HTML."""
+    style = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(report.title)}</title><style>{style}</style></head><body><main>{body}"
-        "<footer>Written by <code>robot-rl demo</code>. One seed of training, fresh seeds of evaluation; intervals are "
-        "Wilson's, 95 %. The robot is simulated.</footer></main></body></html>\n"
+        f"<title>{escape(title)}</title><style>{style}</style></head><body><main>{body}"
+        f"<footer>{footer}</footer></main></body></html>\n"
     )
 
 
@@ -126,7 +134,7 @@ def _videos(videos: Sequence[Video]) -> str:
     shown = [video for video in videos if video.path.exists()]
     if not shown:
         return ""
-    return "<h2>See it</h2>" + _grid(map(_film, shown))
+    return "<h2>See it</h2>" + grid(map(_film, shown))
 
 
 def _film(video: Video) -> str:
@@ -141,7 +149,7 @@ def _film(video: Video) -> str:
 def _learning(drawn: Sequence[tuple[str, str, str]]) -> str:
     if not drawn:
         return ""
-    return "<h2>How it learned</h2>" + _grid(
+    return "<h2>How it learned</h2>" + grid(
         (
             f"<h3>{escape(heading)}</h3>{chart}<figcaption>{escape(caption)}</figcaption>"
             for heading, chart, caption in drawn
@@ -167,7 +175,7 @@ def _deployment(d: Deployment) -> str:
         f"<h2>On the robot</h2><p class='lead'>{d.seconds:.0f} s of real time on a simulated robot, with the safety "
         "chain on. It limits what a policy can do; it is not a certified safety function.</p>"
         f'{notes}<div class="tiles">{boxes}</div><div class="card"><h3>Who was in control</h3>{strip}</div>'
-        + _grid(
+        + grid(
             (
                 "<h3>Lateness of control ticks</h3>" + _durations(d.lateness, "ticks"),
                 "<h3>Observation to the plan made from it</h3>" + _durations(d.latency, "plans"),
@@ -188,18 +196,20 @@ def _time(timings: Sequence[tuple[str, float]]) -> str:
     return f"{heading}{charts.shares(timings)}</div>"
 
 
-def _repeat(report: Report) -> str:
+def repeat(commands: Sequence[str], facts: Mapping[str, Any], title: str) -> str:
+    """Return the section that says how to do it again: ``commands`` under ``title``, and settings by heading."""
     blocks = []
-    if report.commands:
-        commands = escape("\n".join(report.commands))
-        blocks.append(f"<details open><summary>The same road by hand</summary><pre>{commands}</pre></details>")
-    for heading, facts in report.facts.items():
-        text = escape(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True))
+    if commands:
+        lines = escape("\n".join(commands))
+        blocks.append(f"<details open><summary>{escape(title)}</summary><pre>{lines}</pre></details>")
+    for heading, values in facts.items():
+        text = escape(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
         blocks.append(f"<details><summary>{escape(heading)}</summary><pre>{text}</pre></details>")
     return f'<h2>Repeat it</h2><div class="card">{"".join(blocks)}</div>' if blocks else ""
 
 
-def _grid(cells: Iterable[str], kind: str = "") -> str:
+def grid(cells: Iterable[str], kind: str = "") -> str:
+    """Return ``cells`` of HTML as cards side by side."""
     return f'<div class="grid {kind}">' + "".join(f'<div class="card">{cell}</div>' for cell in cells) + "</div>"
 
 
