@@ -33,7 +33,7 @@ class Config:
     demos: Path | None = None
     """Demonstrations: half of every batch for rlpd, and for dsrl's variant na."""
     reward: str = "sparse"
-    """Reward of the task: sparse or shaped."""
+    """Reward of the task: sparse, shaped, or that of a success classifier: classifier:PATH."""
     options: tuple[str, ...] = ()
     """Settings of the method as name=value, for example: lanes=128 scale=0.2."""
     list_options: bool = False
@@ -91,8 +91,18 @@ def run(config: Config) -> None:
 
 
 def _factory(config: Config) -> Any:
+    from robot_rl.core.errors import ConfigError
     from robot_rl.core.registry import make_env
 
+    kind, _, path = config.reward.partition(":")
+    if kind == "classifier":
+        from robot_rl.policies.success import load_classifier
+        from robot_rl.rl.rewards import ClassifierReward
+
+        if not path:
+            raise ConfigError("which classifier? --reward classifier:PATH (robot-rl reward train makes one)")
+        classifier = load_classifier(path)
+        return lambda num_envs: ClassifierReward(make_env(config.task, num_envs=num_envs), classifier)
     options = {} if config.reward == "sparse" else {"reward": config.reward}
 
     def make(num_envs: int) -> Any:

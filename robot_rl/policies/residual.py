@@ -33,6 +33,8 @@ class ResidualPolicyConfig:
     """Observations that the correction sees; empty for all of the base's that are no images."""
     clamp: float = 3.0
     """Normalised observations are clamped to this."""
+    squashed: bool = False
+    """Whether tanh keeps the mean of the residual's output within (-1, 1), so that ``scale`` bounds the correction."""
 
 
 class ResidualPolicy(nn.Module):
@@ -66,6 +68,8 @@ class ResidualPolicy(nn.Module):
         last = self.actor[-1]
         nn.init.zeros_(last.weight)  # type: ignore[arg-type]
         nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        if config.squashed:
+            self.actor.append(nn.Tanh())
         self.log_std = nn.Parameter(torch.full((action_size,), float(config.log_std)))
         self.register_buffer(
             "low", torch.as_tensor(self.spec.action.bounds()[0], dtype=torch.float32), persistent=False
@@ -120,6 +124,12 @@ class ResidualPolicy(nn.Module):
         delta = (self.config.scale * unit * u).cpu().numpy()
         # The base stays inside the bounds, so that clipping changes nothing where there is no correction.
         return np.clip(actions + delta, self.get_buffer("low").cpu().numpy(), self.get_buffer("high").cpu().numpy())
+
+    def correction_of(self, actions: np.ndarray, base_actions: np.ndarray) -> Tensor:
+        """Return the residual's output u (B, A) that turns ``base_actions`` (B, A) into ``actions`` (B, A)."""
+        device = self.log_std.device
+        wanted, base = (torch.as_tensor(a, dtype=torch.float32, device=device) for a in (actions, base_actions))
+        return (self.base.normalize_action(wanted) - self.base.normalize_action(base)) / self.config.scale
 
     @torch.no_grad()
     def refine(self, history: Observation, actions: np.ndarray) -> np.ndarray:
