@@ -55,6 +55,8 @@ class Head(nn.Module, ABC):
 
     path: Path
     capabilities: Capabilities
+    steps: int
+    """Sampling steps, unless a call says otherwise."""
 
     def __init__(self, backbone: nn.Module, horizon: int, action_size: int) -> None:
         super().__init__()

@@ -53,7 +53,6 @@ def test_cosine_schedule_has_the_published_levels():
     assert abar[0].item() == pytest.approx(0.99937, abs=1e-5)
     assert abar[49].item() == pytest.approx(0.4938, abs=1e-4)
     assert abar[99].item() == pytest.approx(2.4e-7, rel=0.05)
-    head = DiffusionHead(ResidualMLP(4, 2, 3, width=32, depth=1), 4, 2)
     from diffusers import DDIMScheduler
 
     reference = DDIMScheduler(num_train_timesteps=100, beta_schedule="squaredcos_cap_v2")
