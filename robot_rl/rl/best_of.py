@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robot_rl.core.env import Observation
-from robot_rl.core.errors import CapabilityError
+from robot_rl.core.errors import CapabilityError, ConfigError
 from robot_rl.core.policy import Policy
 from robot_rl.policies.best_of import BestOfConfig, BestOfPolicy, ChunkEditor
 from robot_rl.policies.chunk_critic import ChunkCritic, ChunkCriticConfig
@@ -22,15 +22,17 @@ from robot_rl.rl.proposals import ActionValue, Batch, Proposal
 class BestOfBehaviour(Behaviour):
     """Executes the chosen chunk; until learning begins, the base's first, which is the base policy itself.
 
-    Stores what the base offered at the decision that follows, so that no update asks the base.
+    Stores what the base offered at the decision that follows (K chunks of it), so that no update asks the base.
     """
 
-    def __init__(self, policy: BestOfPolicy, seed: int) -> None:
+    def __init__(self, policy: BestOfPolicy, backup_candidates: int, seed: int) -> None:
+        kept = backup_candidates or policy.config.candidates
+        if not 1 <= kept <= policy.config.candidates:
+            raise ConfigError(f"backup_candidates={kept} is outside 1..{policy.config.candidates} (candidates)")
+        self.kept = kept
         self.policy, self.spec, self.obs_steps = policy, policy.spec, policy.obs_steps
         self.horizon, self.execute_steps = policy.horizon, policy.execute_steps
-        self.extra_fields: Mapping[str, tuple[int, ...]] = {
-            "next_candidates": (policy.config.candidates, policy.critic.action_size)
-        }
+        self.extra_fields: Mapping[str, tuple[int, ...]] = {"next_candidates": (kept, policy.critic.action_size)}
         self.learning = False
         self.record = {}
         self._generator = torch.Generator().manual_seed(seed)
@@ -38,7 +40,8 @@ class BestOfBehaviour(Behaviour):
     def plan(self, history: Observation) -> np.ndarray:
         """Return chunks (b, H, A) and set `record`."""
         choice = self.policy.choose(history, self._generator, by_value=self.learning)
-        self.record = {"state": choice.state, "action": choice.action, "candidates": choice.candidates}
+        self.record = {"state": choice.state, "action": choice.action}
+        self.record["candidates"] = choice.candidates[:, : self.kept]
         return choice.chunks.cpu().numpy()
 
     def state(self, history: Observation) -> Tensor:
@@ -51,7 +54,7 @@ class BestOfBehaviour(Behaviour):
 
     def successor(self, history: Observation) -> dict[str, Tensor]:
         """Return the critic's states and what the base offers there."""
-        chunks = self.policy.draw(history, self.policy.config.candidates, self._generator)
+        chunks = self.policy.draw(history, self.kept, self._generator)
         return {"state": self.state(history), "candidates": self.policy.critic.action(chunks)}
 
 
@@ -64,18 +67,24 @@ class BestOfProposal(Proposal):
 
     Args:
         editor: moves chunks; None to choose among the base's own.
-        config: candidates and choice.
+        config: how to choose.
+        kept: candidates K in a row; as many of them as ``config.edits`` are offered in an edited form as well.
         judge: whether the online critic or its target chooses.
         members: size E of the ensemble.
     """
 
     def __init__(
-        self, editor: ChunkEditor | None, config: BestOfConfig, judge: Literal["online", "target"], members: int
+        self,
+        editor: ChunkEditor | None,
+        config: BestOfConfig,
+        kept: int,
+        judge: Literal["online", "target"],
+        members: int,
     ) -> None:
         super().__init__()
-        self.editor, self.config, self.judge = editor, config, judge
+        self.editor, self.config, self.judge, self.edits = editor, config, judge, min(config.edits, kept)
         self.random = members if 0 < config.choose_members < members else 0
-        self.noise_size = self.random + (config.edits * editor.noise_size if editor is not None else 0)
+        self.noise_size = self.random + (self.edits * editor.noise_size if editor is not None else 0)
         self.log_volume = editor.log_volume if editor is not None else 0.0
 
     @property
@@ -87,8 +96,8 @@ class BestOfProposal(Proposal):
         """Return the best candidates (B, D) of the states that follow, and zeros (B,): an arg-max has no density."""
         state, candidates = batch["next_state"], batch["next_candidates"]
         if self.editor is not None:
-            noise = eps[:, self.random :].unflatten(-1, (self.config.edits, -1))
-            edited = self.editor.several(state, candidates[:, : self.config.edits], noise)
+            noise = eps[:, self.random :].unflatten(-1, (self.edits, -1))
+            edited = self.editor.several(state, candidates[:, : self.edits], noise)
             candidates = torch.cat([candidates, edited], dim=1)
         # The order of normal numbers is a uniformly random order: one draw for the whole batch, from its first row.
         members = eps[0, : self.random].argsort()[: self.config.choose_members] if self.random else None
@@ -116,9 +125,10 @@ def make_best_of(
     base: Policy,
     config: BestOfConfig,
     core: OffPolicyConfig,
-    history: int,
     judge: Literal["online", "target"],
     seed: int,
+    history: int = 0,
+    backup_candidates: int = 0,
 ) -> tuple[BestOfPolicy, BestOfBehaviour, OffPolicyCore]:
     """Put a choosing policy on the off-policy core; policy and core share critic and editor.
 
@@ -126,9 +136,10 @@ def make_best_of(
         base: the policy to choose from; it lends its normaliser.
         config: candidates and choice.
         core: settings of the core.
-        history: newest observations that the critic sees; 0 for as many as the base.
         judge: whether the online critic or its target chooses, in acting and in the backup.
         seed: seed of exploration and of the core's draws.
+        history: newest observations that the critic sees; 0 for as many as the base.
+        backup_candidates: chunks of the base that the backup chooses among; 0 for as many as acting has.
 
     Raises:
         CapabilityError: the base has no normaliser, or corrects its actions in a closed loop.
@@ -145,7 +156,8 @@ def make_best_of(
     )
     policy = BestOfPolicy(base, ChunkCritic(base.spec, shape, normalizer), config)
     critic, editor = policy.critic, policy.editor
-    proposal = BestOfProposal(editor, config, judge, core.critics)
+    behaviour = BestOfBehaviour(policy, backup_candidates, seed)
+    proposal = BestOfProposal(editor, config, behaviour.kept, judge, core.critics)
     made = OffPolicyCore(critic.state_size, critic.action_size, proposal, core, seed)
     critic.net = (made.critic if judge == "online" else made.target).net
-    return policy, BestOfBehaviour(policy, seed), made
+    return policy, behaviour, made

@@ -50,6 +50,9 @@ class ExpoConfig:
     """Newest observations that critic and edit see; 0 for as many as the base."""
     choice: BestOfConfig = field(default_factory=_choice)
     """Candidates, edits, and how members of the target critic choose, in acting and for the backup."""
+    backup_candidates: int = 4
+    """Chunks of the base, each in its edited form as well, that the backup chooses among; 0 for as many as acting
+    has."""
     decision: DecisionConfig = field(default_factory=lambda: DecisionConfig(penalty=1.0))
     """Reward and discount of a chunk."""
     core: OffPolicyConfig = field(default_factory=_core)
@@ -78,6 +81,8 @@ def finetune(
     if not config.choice.edits:
         raise ConfigError("EXPO needs choice.edits >= 1; without edits it is the method 'qchunk'")
     torch.manual_seed(run.seed)
-    policy, behaviour, core = make_best_of(base, config.choice, config.core, config.history, "target", run.seed)
+    policy, behaviour, core = make_best_of(
+        base, config.choice, config.core, "target", run.seed, config.history, config.backup_candidates
+    )
     session = session or SessionConfig()
     return run_off_policy(policy, behaviour, core, env_factory, config, run, session, demonstrations)

@@ -40,6 +40,9 @@ class QChunkConfig:
     """Newest observations that the critic sees; 0 for as many as the base."""
     choice: BestOfConfig = field(default_factory=lambda: BestOfConfig(candidates=16, sample_steps=4))
     """Candidates and how the online critic chooses among them, in acting and for the backup."""
+    backup_candidates: int = 8
+    """Chunks of the base that the backup chooses among; fewer cost less and overestimate less. 0 for as many as acting
+    has."""
     decision: DecisionConfig = field(default_factory=lambda: DecisionConfig(penalty=1.0))
     """Reward and discount of a chunk."""
     core: OffPolicyConfig = field(default_factory=_core)
@@ -70,6 +73,8 @@ def finetune(
     if config.choice.edits:
         raise ConfigError("Q-chunking chooses among the base's own chunks; with edits it is the method 'expo'")
     torch.manual_seed(run.seed)
-    policy, behaviour, core = make_best_of(base, config.choice, config.core, config.history, "online", run.seed)
+    policy, behaviour, core = make_best_of(
+        base, config.choice, config.core, "online", run.seed, config.history, config.backup_candidates
+    )
     session = session or SessionConfig()
     return run_off_policy(policy, behaviour, core, env_factory, config, run, session, demonstrations)
