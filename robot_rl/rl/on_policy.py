@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any, Literal
 
 import numpy as np
@@ -18,10 +19,10 @@ from robot_rl.rl.collector import DecisionConfig
 from robot_rl.rl.critics import StateValue
 from robot_rl.rl.decisions import DecisionStore, Rollout, advantages
 from robot_rl.rl.episodes import EpisodeStatistics
+from robot_rl.rl.flat_adam import FlatAdam
 from robot_rl.rl.guard import Guard
 from robot_rl.rl.ratios import OnPolicyActor, Trace, bounded_ratio_loss, clipped_surrogate, divergence
 from robot_rl.rl.session import SessionConfig, run_session
-from robot_rl.rl.state import optimizer_tensors, restore_optimizer
 from robot_rl.train.run import Run
 
 _LEARNING_RATES = (1e-5, 1e-2)
@@ -115,16 +116,19 @@ class _Batch:
     fresh: Tensor
     """(B,) bool: decided with the present parameters, so that the ratio starts at 1."""
 
-    def rows(self, index: Tensor) -> _Batch:
-        return _Batch(
-            {key: rows[index] for key, rows in self.trace.items()},
-            self.critic_input[index],
-            self.advantage[index],
-            self.target[index],
-            self.old_score[index],
-            {key: rows[index] for key, rows in self.snapshot.items()},
-            self.fresh[index],
-        )
+    def shuffled(self, order: Tensor, parts: int) -> Iterator[_Batch]:
+        """Yield ``parts`` of the rows in the given order."""
+
+        def columns(trace: Trace) -> Iterator[dict[str, Tensor]]:
+            chunks = [rows[order].chunk(parts) for rows in trace.values()]
+            return (
+                (dict(zip(trace, chunk, strict=True)) for chunk in zip(*chunks, strict=True)) if chunks else repeat({})
+            )
+
+        rest = (self.critic_input, self.advantage, self.target, self.old_score)
+        split = [rows[order].chunk(parts) for rows in rest]
+        fresh = self.fresh[order].chunk(parts)
+        return map(_Batch, columns(self.trace), *split, columns(self.snapshot), fresh)
 
 
 class OnPolicyLearner:
@@ -166,7 +170,8 @@ class OnPolicyLearner:
         self._observation = env.reset(seed)
         self._store = DecisionStore(env.num_envs, config.rollout_steps + (actor.decision_steps > 1))
         self._carried_score: Tensor | None = None
-        self._actor_optimizer = _adam(actor.parameters(), config.actor_learning_rate)
+        self._actor_adam = FlatAdam(actor.parameters(), config.max_grad_norm)
+        self._critic_adam: FlatAdam | None = None
         self._rate_factor = 1.0
         self._pending: dict[str, Tensor] = {}
 
@@ -227,78 +232,77 @@ class OnPolicyLearner:
 
     def update(self, rollout: Rollout, fraction: float) -> dict[str, float]:
         """Improve actor and critic on ``rollout``; returns metrics."""
-        config = self.config
+        config, actor = self.config, self.actor
         batch, metrics = self._prepare(rollout)
         self._set_learning_rate(fraction)
         train_actor = self.iterations >= config.warmup_iterations
         sums = dict.fromkeys(("value_loss", "policy_loss", "kl", "clipped", "entropy", "anchor_kl"), 0.0)
-        count, steps, stop = 0, 0, False
+        steps, logged, stop, kl = 0, 0, not train_actor, 0.0
+        weight, clip = actor.inner_weight(), actor.inner_clip(config.clip)
         for _ in range(config.epochs):
-            order = torch.randperm(len(batch.advantage), generator=self._generator)
-            for index in order.to(batch.advantage.device).chunk(config.minibatches):
-                part = batch.rows(index)
+            order = torch.randperm(len(batch.advantage), generator=self._generator).to(batch.advantage.device)
+            for i, part in enumerate(batch.shuffled(order, config.minibatches)):
                 values, loss = self._critic_loss(part)
-                self._descend(self._value_optimizer, loss, "value loss")
+                if not stop:
+                    log_ratio = actor.score(part.trace) - part.old_score
+                    if steps == 0:
+                        _require_unit_ratio(log_ratio[part.fresh])
+                    watched = i == config.minibatches - 1
+                    if watched or config.target_kl or part.snapshot:
+                        kl = self._divergence(part, log_ratio)
+                    stop = config.target_kl > 0 and kl > config.target_kl
+                if not stop:
+                    self._adapt_learning_rate(kl)
+                    policy_loss, anchor_kl = self._policy_loss(part, log_ratio, values, weight, clip)
+                    sums["policy_loss"] += policy_loss.item()
+                    sums["anchor_kl"] += float(anchor_kl)
+                    steps += 1
+                    if watched:
+                        logged += 1
+                        sums["clipped"] += _clipped(log_ratio, clip)
+                        sums["entropy"] += actor.entropy(part.trace).item()
                 sums["value_loss"] += loss.item()
-                count += 1
-                if not train_actor or stop:
-                    continue
-                log_ratio = self.actor.score(part.trace) - part.old_score
-                if steps == 0:
-                    _require_unit_ratio(log_ratio[part.fresh])
-                kl = self._divergence(part, log_ratio)
-                if config.target_kl and kl > config.target_kl:
-                    stop = True
-                    continue
-                self._adapt_learning_rate(kl)
-                loss, terms = self._policy_loss(part, log_ratio, values)
-                self._descend(self._actor_optimizer, loss, "policy loss")
-                steps += 1
-                sums["kl"] = kl
-                for name, term in terms.items():
-                    sums[name] += term.item()
-        metrics |= {key: total if key == "kl" else total / count for key, total in sums.items()}
-        metrics["learning_rate"] = self._actor_optimizer.param_groups[0]["lr"]
-        metrics["anchor_kl"] = sums["anchor_kl"] / max(steps, 1)
-        metrics["anchor_weight"] = self.anchor.weight
+                self._descend(loss if stop else loss + policy_loss, not stop)
+        counts = {"value_loss": config.epochs * config.minibatches, "clipped": logged, "entropy": logged, "kl": 1}
+        metrics |= {key: total / max(counts.get(key, steps), 1) for key, total in (sums | {"kl": kl}).items()}
+        metrics |= {
+            "learning_rate": self._rate_factor * config.actor_learning_rate,
+            "anchor_weight": self.anchor.weight,
+        }
         if steps and self.anchor.weight:
             self.anchor.update(metrics["anchor_kl"])
-        return metrics | self.actor.end_iteration(batch.trace, fraction)
+        return metrics | actor.end_iteration(batch.trace, fraction)
 
     def _critic_loss(self, part: _Batch) -> tuple[Tensor, Tensor]:
         """Return the values (B,) before the step and the critics' loss."""
         assert self.value is not None
         values = self.value(part.critic_input)
-        loss = 0.5 * (values - part.target).square().mean()
+        loss = 0.5 * nn.functional.mse_loss(values, part.target)
         if self.median is not None:
             # log(2 cosh(x / 2)): |x| / 2 with a round foot, whose minimiser is the median where |x| is large.
             gap = (part.target - self.median(part.critic_input)).abs()
             loss = loss + (nn.functional.softplus(-gap) + gap / 2).mean()
         return values.detach(), loss
 
-    def _policy_loss(self, part: _Batch, log_ratio: Tensor, values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return what the actor descends and its parts, for the log."""
+    def _policy_loss(
+        self, part: _Batch, log_ratio: Tensor, values: Tensor, weight: Tensor, clip: Tensor
+    ) -> tuple[Tensor, Tensor | float]:
+        """Return what the actor descends, and the divergence from the base where there is an anchor."""
         config, actor = self.config, self.actor
-        weight, clip = actor.inner_weight(), actor.inner_clip(config.clip)
         if self.median is not None:
             with torch.no_grad():
                 gap = part.target - self.median(part.critic_input)
                 optimum = 2 * (gap / config.bpo_temperature).clamp(-10, 10).sigmoid() - 1
             loss = bounded_ratio_loss(log_ratio, part.target - values, optimum, weight, clip)
         else:
-            advantage = part.advantage
-            if config.normalize == "minibatch":
-                advantage = _standardized(advantage)
+            advantage = _standardized(part.advantage) if config.normalize == "minibatch" else part.advantage
             loss = clipped_surrogate(log_ratio, advantage, weight, clip)
-        entropy = actor.entropy(part.trace)
-        clipped = (log_ratio.detach().exp() - 1).abs().gt(clip).float().mean()
-        terms = {"policy_loss": loss.detach(), "entropy": entropy.detach(), "clipped": clipped}
-        total = loss - config.entropy_weight * entropy
-        if self.anchor.weight:
-            distance = actor.divergence_to_base(part.trace).mean()
-            total = total + self.anchor.weight * distance
-            terms["anchor_kl"] = distance.detach()
-        return total, terms
+        if config.entropy_weight:
+            loss = loss - config.entropy_weight * actor.entropy(part.trace)
+        if not self.anchor.weight:
+            return loss, 0.0
+        distance = actor.divergence_to_base(part.trace).mean()
+        return loss + self.anchor.weight * distance, distance.detach()
 
     @torch.no_grad()
     def _divergence(self, part: _Batch, log_ratio: Tensor) -> float:
@@ -377,14 +381,13 @@ class OnPolicyLearner:
                 torch.manual_seed(self._seed)
                 self.value = StateValue(size, self.config.value_hidden)
                 self.median = StateValue(size, self.config.value_hidden) if self.config.loss == "bpo" else None
-            self._value_optimizer = _adam(self._critic_parameters(), self.config.critic_learning_rate)
+            critics = [critic for critic in (self.value, self.median) if critic is not None]
+            parameters = [parameter for critic in critics for parameter in critic.parameters()]
+            self._critic_adam = FlatAdam(parameters, self.config.max_grad_norm)
             if self._pending:
                 self._restore_critic(self._pending)
                 self._pending = {}
         return self.value
-
-    def _critic_parameters(self) -> list[nn.Parameter]:
-        return [p for critic in (self.value, self.median) if critic is not None for p in critic.parameters()]
 
     def _set_learning_rate(self, fraction: float) -> None:
         fraction, schedule = min(max(fraction, 0.0), 1.0), self.config.schedule
@@ -392,7 +395,6 @@ class OnPolicyLearner:
             self._rate_factor = 0.1 + 0.45 * (1 + math.cos(math.pi * fraction))
         elif schedule == "linear":
             self._rate_factor = 1 - fraction
-        self._apply_learning_rate()
 
     def _adapt_learning_rate(self, kl: float) -> None:
         """Shrink the step sizes by 1.5 at twice the KL aimed at, and stretch them below half of it."""
@@ -404,31 +406,30 @@ class OnPolicyLearner:
             self._rate_factor = max(low, self._rate_factor / 1.5)
         elif 0 < kl < target / 2:
             self._rate_factor = min(high, self._rate_factor * 1.5)
-        self._apply_learning_rate()
 
-    def _apply_learning_rate(self) -> None:
-        rates = (self.config.actor_learning_rate, self.config.critic_learning_rate)
-        for optimizer, rate in zip((self._actor_optimizer, self._value_optimizer), rates, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = self._rate_factor * rate
-
-    def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor, name: str) -> None:
-        self.guard.check(self.steps, {name: loss})
-        optimizer.zero_grad(set_to_none=True)
+    def _descend(self, loss: Tensor, train_actor: bool) -> None:
+        """Take one step of the critics, and of the actor if it is part of the loss."""
+        assert self._critic_adam is not None
+        if not math.isfinite(loss.item()):
+            self.guard.check(self.steps, {"loss": loss})
+        self._actor_adam.zero()
+        self._critic_adam.zero()
         loss.backward()
-        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.config.max_grad_norm)
-        optimizer.step()
+        self._critic_adam.step(self._rate_factor * self.config.critic_learning_rate)
+        if train_actor:
+            self._actor_adam.step(self._rate_factor * self.config.actor_learning_rate)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Return tensors and numbers from which `restore` continues; the policy is saved on its own."""
         tensors = {f"actor.{i}": p.detach() for i, p in enumerate(self.actor.parameters())}
         tensors |= {f"method.{name}": value for name, value in self.actor.state().items()}
-        tensors |= optimizer_tensors("actor_optimizer", self._actor_optimizer)
         for critic, module in (("value", self.value), ("median", self.median)):
             if module is not None:
                 tensors |= {f"{critic}.{name}": p for name, p in module.state_dict().items()}
-        if self.value is not None:
-            tensors |= optimizer_tensors("value_optimizer", self._value_optimizer)
+        tensors |= self._pending
+        for name, optimizer in (("actor", self._actor_adam), ("value", self._critic_adam)):
+            if optimizer is not None:
+                tensors |= {f"{name}_optimizer.{key}": moment for key, moment in optimizer.state().items()}
         tensors["generator"] = self._generator.get_state()
         tensors["reward_moments"] = torch.from_numpy(self.reward_scale.moments)
         numbers = {"steps": self.steps, "iterations": self.iterations, "rate_factor": self._rate_factor}
@@ -439,8 +440,8 @@ class OnPolicyLearner:
         with torch.no_grad():
             for i, parameter in enumerate(self.actor.parameters()):
                 parameter.copy_(tensors[f"actor.{i}"])
-        self.actor.restore({k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")})
-        restore_optimizer("actor_optimizer", self._actor_optimizer, tensors)
+        self.actor.restore(_below("method.", tensors))
+        self._actor_adam.restore(_below("actor_optimizer.", tensors))
         self._pending = {k: v for k, v in tensors.items() if k.startswith(("value", "median"))}
         self._generator.set_state(tensors["generator"])
         self.reward_scale.moments = tensors["reward_moments"].numpy()
@@ -453,11 +454,11 @@ class OnPolicyLearner:
         self._carried_score = None
 
     def _restore_critic(self, tensors: dict[str, Tensor]) -> None:
-        for critic, module in (("value.", self.value), ("median.", self.median)):
-            if module is not None:
-                own = {k.removeprefix(critic): v for k, v in tensors.items() if k.startswith(critic)}
-                module.load_state_dict(own)
-        restore_optimizer("value_optimizer", self._value_optimizer, tensors)
+        for name, critic in (("value.", self.value), ("median.", self.median)):
+            if critic is not None:
+                critic.load_state_dict(_below(name, tensors))
+        assert self._critic_adam is not None
+        self._critic_adam.restore(_below("value_optimizer.", tensors))
 
 
 def run_on_policy(
@@ -493,8 +494,14 @@ def run_on_policy(
         env.close()
 
 
-def _adam(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=learning_rate, eps=1e-5, fused=True)
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names start with ``prefix``, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+@torch.no_grad()
+def _clipped(log_ratio: Tensor, clip: Tensor) -> float:
+    return (log_ratio.exp() - 1).abs().gt(clip).float().mean().item()
 
 
 def _standardized(advantage: Tensor) -> Tensor:

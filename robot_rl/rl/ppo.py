@@ -20,7 +20,7 @@ from robot_rl.data.normalizer import Normalizer
 from robot_rl.policies.diagonal import DiagonalConfig, DiagonalPolicy
 from robot_rl.policies.frozen import frozen
 from robot_rl.rl.on_policy import OnPolicyConfig, OnPolicyLearner, run_on_policy
-from robot_rl.rl.ratios import OnPolicyActor, Trace, gaussian_divergence
+from robot_rl.rl.ratios import OnPolicyActor, Trace, gaussian_divergence, gaussian_log_prob
 from robot_rl.rl.session import SessionConfig
 from robot_rl.rollout.player import History
 from robot_rl.train.run import Run
@@ -121,6 +121,7 @@ class GaussianActor(OnPolicyActor):
         self._history = History(policy.obs_steps, tuple(policy.spec.observation))
         self._frames: Observation = {}
         self._fresh = np.ones(num_lanes, bool)
+        self._scored = torch.empty(0), torch.empty(0)
 
     @torch.no_grad()
     def act(self, observation: Observation) -> np.ndarray:
@@ -152,9 +153,9 @@ class GaussianActor(OnPolicyActor):
 
     def score(self, trace: Trace) -> Tensor:
         """Return log-densities of u (B, 1), summed over the action."""
-        log_std = self.policy.log_std
-        eps = (trace["u"] - self.policy.mean(trace["features"])) * (-log_std).exp()
-        return (-0.5 * eps.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1, keepdim=True)
+        mean = self.policy.mean(trace["features"])
+        self._scored = trace["features"], mean
+        return gaussian_log_prob(mean, self.policy.log_std, trace["u"]).unsqueeze(-1)
 
     def entropy(self, trace: Trace) -> Tensor:
         """Return the entropy of u."""
@@ -162,12 +163,12 @@ class GaussianActor(OnPolicyActor):
 
     def snapshot(self, trace: Trace) -> Trace:
         """Return mean and log standard deviation (B, A) of u."""
-        mean = self.policy.mean(trace["features"])
+        mean = self._mean(trace)
         return {"mean": mean, "log_std": self.policy.log_std.detach().clone().expand_as(mean)}
 
     def divergence_from(self, snapshot: Trace, trace: Trace) -> Tensor:
         """Return KL(snapshot || present) of u (B,)."""
-        mean = self.policy.mean(trace["features"])
+        mean = self._mean(trace)
         return gaussian_divergence(snapshot["mean"], snapshot["log_std"], mean, self.policy.log_std)
 
     def divergence_to_base(self, trace: Trace) -> Tensor:
@@ -175,8 +176,13 @@ class GaussianActor(OnPolicyActor):
         if self.base is None:
             return super().divergence_to_base(trace)
         features = trace["features"]
-        own = self.policy.mean(features), self.policy.log_std
+        own = self._mean(trace), self.policy.log_std
         return gaussian_divergence(*own, self.base.mean(features).detach(), self.base.log_std)
+
+    def _mean(self, trace: Trace) -> Tensor:
+        """Return the means that `score` has just computed for the same rows."""
+        features, mean = self._scored
+        return mean if features is trace["features"] else self.policy.mean(trace["features"])
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the policy's weights and log standard deviation."""

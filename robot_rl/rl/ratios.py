@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,10 +128,27 @@ def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, weight: Tensor, clip
         weight: (M,) of the inner indices.
         clip: (M,) of the inner indices.
     """
-    ratio = log_ratio.exp()
-    advantage = advantage[:, None]
-    clipped = torch.minimum(torch.maximum(ratio, 1 - clip), 1 + clip)
-    return -(weight * torch.minimum(advantage * ratio, advantage * clipped)).sum(-1).mean()
+    loss: Tensor = _ClippedSurrogate.apply(log_ratio, advantage, weight, clip)
+    return loss
+
+
+class _ClippedSurrogate(torch.autograd.Function):
+    """The loss and its gradient in one node: an update makes many small steps, where each node costs."""
+
+    @staticmethod
+    def forward(ctx: Any, log_ratio: Tensor, advantage: Tensor, weight: Tensor, clip: Tensor) -> Tensor:
+        advantage = advantage.unsqueeze(-1)
+        gain = log_ratio.exp().mul_(advantage)
+        # min(A r, A clamp(r)) = min(A r, A (1 + c)) for A > 0 and min(A r, A (1 - c)) for A < 0.
+        bound = torch.where(advantage > 0, 1 + clip, 1 - clip).mul_(advantage)
+        share = weight / -len(log_ratio)
+        ctx.save_for_backward((gain * (gain <= bound)).mul_(share))
+        return torch.minimum(gain, bound).mul_(share).sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return gradient * ctx.saved_tensors[0], None, None, None
 
 
 def bounded_ratio_loss(log_ratio: Tensor, advantage: Tensor, optimum: Tensor, weight: Tensor, clip: Tensor) -> Tensor:
@@ -151,6 +170,30 @@ def bounded_ratio_loss(log_ratio: Tensor, advantage: Tensor, optimum: Tensor, we
 def divergence(log_ratio: Tensor) -> Tensor:
     """Estimate KL(old || new) from log-ratios (B, M): mean of ``ratio - 1 - log ratio``, which is never negative."""
     return (log_ratio.exp() - 1 - log_ratio).mean()
+
+
+def gaussian_log_prob(mean: Tensor, log_std: Tensor, value: Tensor) -> Tensor:
+    """Return log-densities (B,) of ``value`` (B, A) under N(mean (B, A), diag(exp(log_std (A,)) ** 2))."""
+    log_prob: Tensor = _GaussianLogProb.apply(mean, log_std, value)
+    return log_prob
+
+
+class _GaussianLogProb(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, log_std: Tensor, value: Tensor) -> Tensor:
+        precision = (-log_std).exp()
+        eps = (value - mean).mul_(precision)
+        ctx.save_for_backward(eps, precision)
+        density = torch.addcmul(-log_std, eps, eps, value=-0.5).sum(-1)
+        return density.sub_(0.5 * math.log(2 * math.pi) * eps.shape[-1])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        eps, precision = ctx.saved_tensors
+        gradient = gradient.unsqueeze(-1)
+        along = gradient * eps
+        return along * precision, torch.addcmul(-gradient, along, eps).sum(0), None
 
 
 def gaussian_divergence(mean: Tensor, log_std: Tensor, other_mean: Tensor, other_log_std: Tensor) -> Tensor:
