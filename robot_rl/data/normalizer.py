@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,14 +60,18 @@ class Normalizer(nn.Module):
             chosen = mode if isinstance(mode, str) else mode.get(key, "minmax")
             values = frames.action if key == "action" else frames.observation[key]
             center, scale = _measure(key, np.asarray(values, np.float64), chosen)
-            normalizer._get(key, "center").copy_(torch.from_numpy(center))
-            normalizer._get(key, "scale").copy_(torch.from_numpy(scale))
+            normalizer.assign(key, center, scale)
         return normalizer
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The keys that can be normalised: observations and ``"action"``."""
         return tuple(self._shapes)
+
+    def assign(self, key: str, center: Any, scale: Any) -> None:
+        """Set the map of ``key`` to ``(x - center) / scale``, both of the shape of ``key``."""
+        self._get(key, "center").copy_(torch.as_tensor(center))
+        self._get(key, "scale").copy_(torch.as_tensor(scale))
 
     def normalize(self, key: str, x: Tensor) -> Tensor:
         """Map ``x`` (…, *shape of key) from the data's units to normalised ones, with any leading axes."""

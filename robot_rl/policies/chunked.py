@@ -44,6 +44,8 @@ class ChunkedConfig:
     """Standard deviation of noise on normalised observations while training; makes clones less brittle."""
     mask_padding: bool = False
     """Ignore the repeated last action beyond an episode's end, rather than learning to hold it."""
+    start_scale: float = 1.0
+    """Scale of the start noise when planning; 0 starts in the middle of the prior and makes plans deterministic."""
     head_options: dict[str, Any] = field(default_factory=dict)
     """Further options of the head by name, for example ``solver midpoint``."""
 
@@ -138,7 +140,7 @@ class ChunkedPolicy(nn.Module):
         tensors = {key: torch.from_numpy(np.asarray(history[key])).to(self.device) for key in self.spec.observation}
         cond = self.encode(tensors)
         if noise is None:
-            noise = self.draw_noise(len(cond))
+            noise = self.config.start_scale * self.draw_noise(len(cond))
         return self.unnormalize_action(self.sample(cond, noise)).cpu().numpy()
 
     def refine(self, history: Observation, actions: np.ndarray) -> np.ndarray:

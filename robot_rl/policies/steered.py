@@ -1,7 +1,8 @@
-"""A frozen generative policy steered through its start noise (DSRL, arXiv 2506.15799)."""
+"""A frozen generative policy steered through its start noise (DSRL, arXiv 2506.15799; GoRL, arXiv 2512.02581)."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from robot_rl.core.env import Observation
 from robot_rl.core.errors import CapabilityError, ConfigError
 from robot_rl.core.policy import Policy
 from robot_rl.core.spec import Spec
+from robot_rl.heads.base import refusal
+from robot_rl.nets.mlp import mlp
 from robot_rl.policies.gaussian import SquashedGaussian
 
 
@@ -21,15 +24,59 @@ class SteeredPolicyConfig:
     """Shape of the noise policy."""
 
     bound: float = 1.5
-    """Largest magnitude b of a noise element; the actor's output in (-1, 1) is scaled by it."""
+    """The actor's output is scaled by this b: the largest magnitude of a noise element where it is squashed."""
+    squashed: bool = True
+    """Bound the noise by tanh; else the actor is a Gaussian that starts as N(0, I), the base's own prior."""
     noise_steps: int = 0
     """Steps of the horizon that get noise of their own, each held for horizon / noise_steps; 0 for every step."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the hidden layers."""
     deterministic: bool = False
-    """Steer with the squashed mean; else sample, which keeps the search that the base's own noise is."""
+    """Steer with the actor's mean; else sample, which keeps the search that the base's own noise is."""
     prior: bool = False
     """Ignore the actor and draw N(0, I), which is the base policy."""
+
+
+class LatentGaussian(nn.Module):
+    """Noises ``N(mean(state), diag(std ** 2))`` without bounds; a new one is N(0, I) for every state.
+
+    With the base's prior as its start, a steered policy begins as the base itself. It learns by policy gradients, for
+    which a deviation that does not depend on the state is enough.
+    """
+
+    def __init__(self, state_size: int, action_size: int, hidden: tuple[int, ...]) -> None:
+        super().__init__()
+        self.action_size = action_size
+        self.mean = mlp((state_size, *hidden, action_size), nn.Tanh)
+        self.log_std = nn.Parameter(torch.zeros(action_size))
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Become N(0, I) again, with new hidden weights."""
+        layers = [layer for layer in self.mean if isinstance(layer, nn.Linear)]
+        for layer in layers:
+            nn.init.orthogonal_(layer.weight, math.sqrt(2))
+            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(layers[-1].weight)
+        nn.init.zeros_(self.log_std)
+
+    def forward(self, state: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """Return noises (B, D) and log-densities (B,) for states (B, S) and standard normal ``eps`` (B, D)."""
+        noise = torch.addcmul(self.mean(state), eps, self.log_std.exp())
+        return noise, self._density(eps)
+
+    def log_prob(self, state: Tensor, noise: Tensor) -> Tensor:
+        """Return log-densities (B,) of given noises (B, D), summed over D."""
+        return self._density((noise - self.mean(state)) * (-self.log_std).exp())
+
+    def mode(self, state: Tensor) -> Tensor:
+        """Return the mean (B, D)."""
+        mean: Tensor = self.mean(state)
+        return mean
+
+    def _density(self, eps: Tensor) -> Tensor:
+        return (-0.5 * eps.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
 class SteeredPolicy(nn.Module):
@@ -46,9 +93,7 @@ class SteeredPolicy(nn.Module):
             raise CapabilityError(f"steering needs a policy that samples from a noise, got {type(base).__name__}")
         head = getattr(base, "head", None)
         if head is not None and not head.capabilities.steerable:
-            raise CapabilityError(
-                f"steering needs a head that is deterministic given its noise, not {type(head).__name__}"
-            )
+            raise refusal("steering", "steerable", head)
         self.base = base.requires_grad_(False).eval()
         self.config = config
         self.spec: Spec = base.spec
@@ -60,7 +105,12 @@ class SteeredPolicy(nn.Module):
         with torch.no_grad():
             zeros = {k: torch.zeros(1, self.obs_steps, *a.shape) for k, a in self.spec.observation.items()}
             self.state_size = int(base.encode(zeros).shape[-1])
-        self.actor = SquashedGaussian(self.state_size, steps * self.spec.action.size, config.hidden, layer_norm=True)
+        size = steps * self.spec.action.size
+        self.actor: Any = (
+            SquashedGaussian(self.state_size, size, config.hidden, layer_norm=True)
+            if config.squashed
+            else LatentGaussian(self.state_size, size, config.hidden)
+        )
         self._generator = torch.Generator().manual_seed(0)
 
     @classmethod
@@ -90,6 +140,11 @@ class SteeredPolicy(nn.Module):
         """Return the base's conditioning vectors (B, C) for a history (each (B, T, …))."""
         device = next(self.actor.parameters()).device
         return self.base.encode({k: torch.as_tensor(v, dtype=torch.float32, device=device) for k, v in history.items()})
+
+    def unnormalize_action(self, actions: Tensor) -> Tensor:
+        """Map normalised actions (…, A) to the units of the spec, as the base does."""
+        executable: Tensor = self.base.unnormalize_action(actions)
+        return executable
 
     def spread(self, noise: Tensor) -> Tensor:
         """Hold noise (B, steps * A) over the horizon; returns (B, H, A)."""
