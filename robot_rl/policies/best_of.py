@@ -43,6 +43,8 @@ class BestOfConfig:
     """Choose with probability softmax(value / (temperature * spread of the state's values)); 0 takes the best."""
     sample_steps: int = 0
     """Sampling steps of the base per candidate; 0 for the base's own number."""
+    prior: bool = False
+    """Ignore the critic and take the base's first chunk, which is the base policy."""
 
 
 class ChunkEditor(nn.Module):
@@ -68,8 +70,9 @@ class ChunkEditor(nn.Module):
         self.log_volume = self.noise_size * math.log(self.scale) if self.scale > 0 else 0.0
         self.actor = SquashedGaussian(critic.state_size + critic.action_size, self.noise_size, config.edit_hidden, True)
         low, high = critic.bounds()
-        self.register_buffer("low", low, persistent=False)
-        self.register_buffer("high", high, persistent=False)
+        # Kept in the checkpoint: when one is read, the critic's normaliser is not yet there to ask.
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
 
     def forward(self, state: Tensor, action: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """Return edited actions (B, D) and the log-densities (B,) of the scaled edits.
@@ -199,14 +202,14 @@ class BestOfPolicy(nn.Module):
         return chunks.unflatten(0, (-1, count))
 
     @torch.no_grad()
-    def choose(self, history: Observation, generator: torch.Generator | None = None, by_value: bool = True) -> Choice:
-        """Draw candidates and choose; ``by_value=False`` takes the base's first chunk, which is the base policy."""
+    def choose(self, history: Observation, generator: torch.Generator | None = None) -> Choice:
+        """Draw candidates and choose."""
         generator = generator or self._generator
         chunks = self.draw(history, self.config.candidates, generator)
         state = self.critic.state(self.tensors(history))
         candidates = self.critic.action(chunks)
         lanes = torch.arange(len(state), device=state.device)
-        if not by_value:
+        if self.config.prior:
             edited = torch.zeros_like(lanes, dtype=torch.bool)
             return Choice(chunks[:, 0], state, candidates[:, 0], candidates, edited)
         offered = candidates
@@ -224,6 +227,8 @@ class BestOfPolicy(nn.Module):
 
     def plan(self, history: Observation) -> np.ndarray:
         """Return the chosen chunks (B, H, A) in the units of the spec."""
+        if self.config.prior:
+            return self.draw(history, 1)[:, 0].cpu().numpy()
         return self.choose(history).chunks.cpu().numpy()
 
     def refine(self, history: Observation, actions: np.ndarray) -> np.ndarray:

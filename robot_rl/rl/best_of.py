@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -37,9 +38,19 @@ class BestOfBehaviour(Behaviour):
         self.record = {}
         self._generator = torch.Generator().manual_seed(seed)
 
+    @property
+    def learning(self) -> bool:
+        """Whether the critic chooses; until it has learned anything, policy and behaviour are the base."""
+        return not self.policy.config.prior
+
+    @learning.setter
+    def learning(self, learning: bool) -> None:
+        if learning != self.learning:
+            self.policy.config = replace(self.policy.config, prior=not learning)
+
     def plan(self, history: Observation) -> np.ndarray:
         """Return chunks (b, H, A) and set `record`."""
-        choice = self.policy.choose(history, self._generator, by_value=self.learning)
+        choice = self.policy.choose(history, self._generator)
         self.record = {"state": choice.state, "action": choice.action}
         self.record["candidates"] = choice.candidates[:, : self.kept]
         return choice.chunks.cpu().numpy()
