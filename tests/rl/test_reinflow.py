@@ -144,7 +144,7 @@ def test_same_noise_distance_compares_noiseless_chunks():
     with torch.no_grad():
         actor.head.backbone.leave.bias += 0.2  # a constant velocity moves every chunk by as much
     distance = actor.divergence_to_base(trace)
-    assert distance.detach().tolist() == pytest.approx([0.04] * 8)
+    assert distance.detach().tolist() == pytest.approx([0.04] * 8, rel=1e-4)
     distance.mean().backward()
     assert actor.head.backbone.leave.bias.grad.abs().min() > 0
 
