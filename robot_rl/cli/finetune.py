@@ -67,10 +67,12 @@ def run(config: Config) -> None:
 
     from robot_rl.policies.checkpoint import load_policy
     from robot_rl.rl.session import SessionConfig
+    from robot_rl.train import distributed
     from robot_rl.train.run import Run
 
     if config.threads:
         torch.set_num_threads(config.threads)
+    rank = distributed.start()
     base = load_policy(config.policy)
     session = SessionConfig(
         steps=config.steps,
@@ -83,11 +85,14 @@ def run(config: Config) -> None:
     record = {"command": config, "method": settings, "session": session}
     # A run may be given more time, and resuming is not a setting.
     free = ("command.resume", "command.steps", "command.minutes", "session.steps", "session.minutes")
+    out = distributed.directory(config.out)
+    # Every process explores by a seed of its own.
     with Run.create(
-        config.out, record, spec=base.spec, seed=config.seed, resume=config.resume, ignore=free
+        out, record, spec=base.spec, seed=config.seed + rank, resume=config.resume, ignore=free
     ) as directory:
         finetune(base, _factory(config), settings, directory, session=session, demonstrations=demonstrations)
-    say(f"Policy: {config.out / 'checkpoints' / 'best'}")
+    if rank == 0:
+        say(f"Policy: {config.out / 'checkpoints' / 'best'}")
 
 
 def _factory(config: Config) -> Any:

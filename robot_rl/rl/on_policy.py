@@ -23,6 +23,7 @@ from robot_rl.rl.flat_adam import FlatAdam
 from robot_rl.rl.guard import Guard
 from robot_rl.rl.ratios import OnPolicyActor, Trace, bounded_ratio_loss, clipped_surrogate, divergence
 from robot_rl.rl.session import SessionConfig, run_session
+from robot_rl.train import distributed
 from robot_rl.train.run import Run
 
 _LEARNING_RATES = (1e-5, 1e-2)
@@ -99,7 +100,8 @@ class RewardScale:
     @property
     def factor(self) -> float:
         """What to multiply rewards by; 1 until the returns vary."""
-        deviation = math.sqrt(self.moments[2] / max(self.moments[0], 1))
+        count, _, squared = distributed.pooled(self.moments)
+        deviation = math.sqrt(squared / max(count, 1))
         return 1 / deviation if deviation > 1e-6 else 1.0
 
 
@@ -132,7 +134,12 @@ class _Batch:
 
 
 class OnPolicyLearner:
-    """Improves an `OnPolicyActor` in N lanes by clipped policy-gradient updates."""
+    """Improves an `OnPolicyActor` in N lanes by clipped policy-gradient updates.
+
+    Under `robot_rl.train.distributed` every process has lanes of its own, and all make the same updates.
+    """
+
+    data_parallel = True
 
     def __init__(
         self,
@@ -171,6 +178,7 @@ class OnPolicyLearner:
         self._store = DecisionStore(env.num_envs, config.rollout_steps + (actor.decision_steps > 1))
         self._carried_score: Tensor | None = None
         self._actor_adam = FlatAdam(actor.parameters(), config.max_grad_norm)
+        self._share_policy()
         self._critic_adam: FlatAdam | None = None
         self._rate_factor = 1.0
         self._pending: dict[str, Tensor] = {}
@@ -198,7 +206,7 @@ class OnPolicyLearner:
             store.decide(actor.decided, actor.trace)
             step = self.env.step(actions)
             self.guard.check(self.steps, {"reward": step.reward, **_named(step.observation)}, action=actions)
-            self.steps += self.env.num_envs
+            self.steps += self.env.num_envs * distributed.world()
             done = step.done
             self.episodes.add(step)
             self.reward_scale.add(step.reward, done)
@@ -249,7 +257,7 @@ class OnPolicyLearner:
                         _require_unit_ratio(log_ratio[part.fresh])
                     watched = i == config.minibatches - 1
                     if watched or config.target_kl or part.snapshot:
-                        kl = self._divergence(part, log_ratio)
+                        kl = distributed.mean(self._divergence(part, log_ratio), len(log_ratio))
                     stop = config.target_kl > 0 and kl > config.target_kl
                 if not stop:
                     self._adapt_learning_rate(kl)
@@ -262,7 +270,7 @@ class OnPolicyLearner:
                         sums["clipped"] += _clipped(log_ratio, clip)
                         sums["entropy"] += actor.entropy(part.trace).item()
                 sums["value_loss"] += loss.item()
-                self._descend(loss if stop else loss + policy_loss, not stop)
+                self._descend(loss if stop else loss + policy_loss, not stop, len(values))
         counts = {"value_loss": config.epochs * config.minibatches, "clipped": logged, "entropy": logged, "kl": 1}
         metrics |= {key: total / max(counts.get(key, steps), 1) for key, total in (sums | {"kl": kl}).items()}
         metrics |= {
@@ -270,8 +278,10 @@ class OnPolicyLearner:
             "anchor_weight": self.anchor.weight,
         }
         if steps and self.anchor.weight:
-            self.anchor.update(metrics["anchor_kl"])
-        return metrics | actor.end_iteration(batch.trace, fraction)
+            self.anchor.update(distributed.mean(metrics["anchor_kl"]))
+        metrics |= actor.end_iteration(batch.trace, fraction)
+        self._share_policy()
+        return metrics
 
     def _critic_loss(self, part: _Batch) -> tuple[Tensor, Tensor]:
         """Return the values (B,) before the step and the critics' loss."""
@@ -384,6 +394,7 @@ class OnPolicyLearner:
             critics = [critic for critic in (self.value, self.median) if critic is not None]
             parameters = [parameter for critic in critics for parameter in critic.parameters()]
             self._critic_adam = FlatAdam(parameters, self.config.max_grad_norm)
+            distributed.broadcast(parameters)
             if self._pending:
                 self._restore_critic(self._pending)
                 self._pending = {}
@@ -407,17 +418,24 @@ class OnPolicyLearner:
         elif 0 < kl < target / 2:
             self._rate_factor = min(high, self._rate_factor * 1.5)
 
-    def _descend(self, loss: Tensor, train_actor: bool) -> None:
-        """Take one step of the critics, and of the actor if it is part of the loss."""
+    def _descend(self, loss: Tensor, train_actor: bool, rows: int) -> None:
+        """Take one step of the critics, and of the actor if it is part of the loss, a mean over ``rows``."""
         assert self._critic_adam is not None
         if not math.isfinite(loss.item()):
             self.guard.check(self.steps, {"loss": loss})
         self._actor_adam.zero()
         self._critic_adam.zero()
         loss.backward()
+        distributed.all_reduce_gradients([*self._critic_adam.parameters, *self._actor_adam.parameters], rows)
         self._critic_adam.step(self._rate_factor * self.config.critic_learning_rate)
         if train_actor:
             self._actor_adam.step(self._rate_factor * self.config.actor_learning_rate)
+
+    def _share_policy(self) -> None:
+        """Give all processes the first one's policy: also what a method trains by itself is then the same."""
+        if distributed.world() > 1:
+            whole = self.policy.state_dict().values() if isinstance(self.policy, nn.Module) else ()
+            distributed.broadcast([*whole, *self.actor.parameters()])
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Return tensors and numbers from which `restore` continues; the policy is saved on its own."""
@@ -505,7 +523,8 @@ def _clipped(log_ratio: Tensor, clip: Tensor) -> float:
 
 
 def _standardized(advantage: Tensor) -> Tensor:
-    return (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    mean, deviation = distributed.moments(advantage)
+    return (advantage - mean) / (deviation + 1e-8)
 
 
 def _require_unit_ratio(log_ratio: Tensor) -> None:

@@ -12,12 +12,13 @@ import numpy as np
 from torch import Tensor
 
 from robot_rl.core.env import VecEnv
-from robot_rl.core.errors import ConfigError
+from robot_rl.core.errors import CapabilityError, ConfigError
 from robot_rl.core.policy import Policy
 from robot_rl.policies.checkpoint import load_policy, save_policy
 from robot_rl.rl.guard import Guard
 from robot_rl.rl.state import load_state, save_state
 from robot_rl.rollout.evaluate import EvaluationResult, evaluate
+from robot_rl.train import distributed
 from robot_rl.train.progress import progress
 from robot_rl.train.run import Run
 
@@ -152,9 +153,16 @@ class _Session:
 def run_session(learner: Learner, env_factory: Callable[..., VecEnv], run: Run, config: SessionConfig) -> Policy:
     """Drive ``learner`` until its budget is spent and return the best policy by validation success.
 
+    Under `robot_rl.train.distributed` the first process decides, evaluates and saves; the others learn along.
+
     Raises:
         NonFiniteError: a reward, observation or loss is not finite; the last good checkpoints are kept.
+        CapabilityError: several processes, and a learner that cannot share its updates.
     """
+    if distributed.world() > 1 and not getattr(learner, "data_parallel", False):
+        raise CapabilityError("only on-policy methods learn in several processes; start this one without torchrun")
+    if distributed.rank() > 0:
+        return _follow(learner, run)
     session = _Session(learner, env_factory, run, config)
     try:
         resumed = session.resume()
@@ -166,11 +174,11 @@ def run_session(learner: Learner, env_factory: Callable[..., VecEnv], run: Run, 
             else:
                 result = session.evaluate()
                 bar.advance(0, base=result.success_rate)
-            while session.fraction < 1:
-                metrics = learner.iterate(session.fraction)
+            stop = False
+            while (fraction := distributed.from_first(1.0 if stop else session.fraction)) < 1:
+                metrics = learner.iterate(fraction)
                 session.guard.check(learner.steps, metrics)
                 run.log(metrics | {"seconds": session.seconds}, learner.steps, "finetune")
-                stop = False
                 if session.evaluation_due():
                     result = session.evaluate()
                     bar.advance(0, evaluated=result.success_rate)
@@ -179,13 +187,23 @@ def run_session(learner: Learner, env_factory: Callable[..., VecEnv], run: Run, 
                 now = int(min(session.fraction, 1.0) * total)
                 bar.advance(now - done, success=metrics.get("success", float("nan")), steps=learner.steps)
                 done = now
-                if stop:
-                    break
         session.save(force=True)
         policy: Policy = load_policy(run.path / "checkpoints" / "best")
         return policy
     finally:
         session.eval_env.close()
+
+
+def _follow(learner: Learner, run: Run) -> Policy:
+    """Learn along with the first process until it says that the budget is spent."""
+    state = distributed.first_directory(run.path) / "learner.safetensors"
+    if state.exists():
+        tensors, numbers = load_state(state)
+        learner.restore(tensors, numbers)
+    while (fraction := distributed.from_first(1.0)) < 1:
+        learner.iterate(fraction)
+    policy: Policy = learner.policy
+    return policy
 
 
 def _total(config: SessionConfig) -> tuple[int, str]:
