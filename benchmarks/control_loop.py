@@ -1,12 +1,14 @@
 """How punctual the executor is beside policy inference, and how long an observation takes to become a command.
 
 Two processes over ROS 2 on this machine: the executor of `hardware.executor` at 100 Hz with the safety chain on, and a
-policy of 4 M parameters that plans at each of its 20 steps per second on one thread. Peer: the same tick, called by an
-rclpy timer in the thread that also serves the subscriptions, which is how a ROS 2 node is usually written.
+policy of 4 M parameters that plans at each of its 20 steps per second on one thread (traced, see
+`hardware.policy_process.trace_network`). Peers, in turn with it so that
+whatever else runs on the machine disturbs all alike: the same tick, called by an rclpy timer in the thread that also
+serves the subscriptions, which is how a ROS 2 node is usually written; and the loop with its own measures switched off.
 
 Real-time priority is off for the figures with targets; one further run tells what it brings where it is permitted.
 
-Run: ``make bench NAME=control_loop`` or ``python benchmarks/control_loop.py [--seconds 60]``.
+Run: ``make bench NAME=control_loop`` or ``python benchmarks/control_loop.py [--seconds 60] [--rounds 3]``.
 """
 
 from __future__ import annotations
@@ -33,21 +35,31 @@ TARGETS = {
     "latency_minus_inference_p99_ms": ["<=", 5.0],
 }
 EXPLANATION = (
-    "Lateness: wake-up of a tick against its absolute deadline. Latency: measurement of an observation to the command "
-    "that its chunk brought about, over ROS 2 both ways. A command is only sent on a tick, so that "
-    "latency_minus_inference holds a chunk's wait for the next tick, up to 10 ms at 100 Hz; what "
-    "remains without it is given as well."
+    "Lateness: wake-up of a tick against its absolute deadline. Latency: measurement of an observation to the first "
+    "command that its chunk brought about, over ROS 2 both ways; that command may replace the one of the present tick "
+    "(share_within_tick of all). Peers ran in turn with it. rclpy_timer: the same tick from an rclpy timer. on_ticks: "
+    "no command is replaced, so that a chunk waits for the next tick. unpinned: the loop has no processor of its own. "
+    "aligned_best_case: computed from on_ticks, for observations taken at that moment of the step from which chunks "
+    "arrive best before a tick (the best offset in hindsight); inference and transport vary too much for it."
 )
+KINDS: dict[str, dict[str, Any]] = {
+    "loop": {},
+    "timer": {},
+    "on_ticks": {"replace_within_tick": False},
+    "unpinned": {"pin": False},
+    "realtime": {"realtime_priority": 50},
+}
+"""Settings of the executor by kind of run."""
 
 
 # ---- the processes ---------------------------------------------------------------------------------------------------
 
 
-def policy_role(output: Path, stop: threading.Event) -> None:
+def policy_role(output: Path, stop: threading.Event, kind: str) -> None:
     """Serve a random policy of realistic size; write when each observation was read and its chunk sent."""
     import torch
 
-    from hardware.policy_process import serve
+    from hardware.policy_process import serve, trace_network
     from hardware.robots.fake import FakeRobot
     from hardware.ros.link import RosPolicyLink
     from robot_rl.core.policy import ActionChunk
@@ -73,7 +85,8 @@ def policy_role(output: Path, stop: threading.Event) -> None:
 
     link = TimedLink()
     try:
-        serve(policy, link, stop)
+        trace_network(policy)
+        serve(policy, link, stop, pin=kind not in ("timer", "unpinned"))
     finally:
         link.close()
     parameters = sum(one.numel() for one in policy.parameters())
@@ -83,10 +96,11 @@ def policy_role(output: Path, stop: threading.Event) -> None:
 def executor_role(output: Path, stop: threading.Event, seconds: float, kind: str) -> None:
     """Run the executor for ``seconds``; write when it observed, got chunks and sent commands.
 
-    ``kind`` is ``loop`` (its own loop), ``realtime`` (the same with SCHED_FIFO) or ``timer`` (an rclpy timer).
+    ``kind`` is one of `KINDS`: ``timer`` calls the tick from an rclpy timer, the others run the executor's own loop.
     """
     from hardware.executor import Executor, ExecutorConfig
     from hardware.robots.fake import FakeRobot
+    from hardware.ros import convert
     from hardware.ros.link import RosExecutorLink
     from hardware.statistics import Durations
     from robot_rl.core.policy import ActionChunk
@@ -119,9 +133,8 @@ def executor_role(output: Path, stop: threading.Event, seconds: float, kind: str
             return chunk
 
         def _on_chunk(self, message: Any) -> None:
-            now = time.monotonic()
+            arrived[convert.from_header(message.header)[1]] = time.monotonic()
             super()._on_chunk(message)
-            arrived[self._chunks[-1].observation_seq] = now
 
     class ExactDurations(Durations):
         values: ClassVar[list[float]] = []
@@ -133,8 +146,8 @@ def executor_role(output: Path, stop: threading.Event, seconds: float, kind: str
     lateness = ExactDurations()
     robot = TimedRobot(JOINTS, rate_hz=POLICY_RATE)
     link = TimedLink(robot.spec)
-    priority = 50 if kind == "realtime" else 0
-    config = ExecutorConfig(TICK_RATE, execute_steps=1, late_steps=3, autostart=True, realtime_priority=priority)
+    options = {"realtime_priority": 0, **KINDS[kind]}
+    config = ExecutorConfig(TICK_RATE, execute_steps=1, late_steps=3, autostart=True, **options)
     executor = Executor(robot, link, config)
     executor.lateness = lateness
     executor.connect()
@@ -173,8 +186,8 @@ def percentiles(values: Any, name: str) -> dict[str, float]:
     return dict(zip([f"{name}_p50_ms", f"{name}_p99_ms", f"{name}_max_ms"], map(float, found), strict=True))
 
 
-def punctuality(times: dict[str, Any]) -> tuple[dict[str, float], np.ndarray]:
-    """Return lateness and missed ticks against the grid of absolute deadlines, and the deadline of each tick.
+def punctuality(times: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
+    """Return all lateness (s) and the missed ticks against the grid of absolute deadlines, and every tick's deadline.
 
     Lateness is as the loop measured it; for a timer, whose schedule is its own, it is taken against the grid.
     The grid is where most ticks are: it begins with the earliest tick up to 0.5 ms before the densest 0.1 ms of all
@@ -191,15 +204,18 @@ def punctuality(times: dict[str, Any]) -> tuple[dict[str, float], np.ndarray]:
     deadlines = phase + number * period
     lateness = times.get("lateness") or observed - deadlines
     missed = max(0, int(number[-1] - number[0] + 1 - len(observed)))
-    return {**percentiles(lateness, "lateness"), "missed_ticks": missed}, deadlines
+    return {"all": list(lateness), "missed_ticks": missed}, deadlines
 
 
-def latencies(executor: dict[str, Any], policy: dict[str, Any]) -> dict[str, float]:
-    """Return what happened between an observation and the command that its chunk brought about."""
+Parts = dict[str, list[float]]
+
+
+def latencies(executor: dict[str, Any], policy: dict[str, Any]) -> Parts:
+    """Return, in seconds per chunk, what passed between an observation and the command that its chunk brought about."""
     times, served = executor["times"], policy["times"]
     commanded = np.asarray(times["commanded"])
     _, deadlines = punctuality(times)
-    parts: dict[str, list[float]] = {"total": [], "inference": [], "transport": [], "wait": [], "rest": []}
+    parts: Parts = {"total": [], "inference": [], "transport": [], "wait": []}
     for seq, polled in times["polled"].items():
         if seq not in served or len(served[seq]) < 2 or not deadlines[0] < polled < commanded[-1]:
             continue
@@ -211,6 +227,11 @@ def latencies(executor: dict[str, Any], policy: dict[str, Any]) -> dict[str, flo
         parts["inference"].append(sent - read)
         parts["transport"].append(arrived - stamp - (sent - read))
         parts["wait"].append(max(0.0, deadline - arrived))
+    return parts
+
+
+def latency_figures(parts: Parts) -> dict[str, float]:
+    """Return percentiles of what `latencies` found."""
     total, inference, wait = (np.asarray(parts[name]) for name in ("total", "inference", "wait"))
     return {
         **percentiles(total - inference, "latency_minus_inference"),
@@ -221,6 +242,21 @@ def latencies(executor: dict[str, Any], policy: dict[str, Any]) -> dict[str, flo
         **percentiles(wait, "wait_for_tick"),
         "chunks": len(total),
     }
+
+
+def aligned(parts: Parts) -> dict[str, float]:
+    """Return what `latency_minus_inference` would be if observations were taken so that chunks arrive before a tick.
+
+    The policy's step would begin ``offset`` seconds before a tick instead of on one; of all offsets the best for the
+    99th percentile is taken, in hindsight.
+    """
+    inference, transport = np.asarray(parts["inference"]), np.asarray(parts["transport"])
+    rest = np.asarray(parts["total"]) - inference - transport - np.asarray(parts["wait"])
+    found = []
+    for offset in np.arange(0.0, 1.0 / TICK_RATE, 1e-4):
+        wait = (offset - inference - transport) % (1.0 / TICK_RATE)
+        found.append(percentiles(transport + wait + rest, "latency_minus_inference"))
+    return min(found, key=lambda one: one["latency_minus_inference_p99_ms"])
 
 
 def processor_seconds() -> tuple[float, float]:
@@ -255,43 +291,86 @@ def measure(kind: str, seconds: float, directory: Path) -> tuple[dict[str, Any],
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seconds", type=float, default=60.0, help="length of the run with targets (s)")
-    parser.add_argument("--role", choices=("policy", "executor"), help=argparse.SUPPRESS)
-    parser.add_argument("--kind", choices=("loop", "timer", "realtime"), default="loop", help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=60.0, help="length of all runs of one kind together (s)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns in which they are made")
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--role", choices=("policy", "executor"), help=argparse.SUPPRESS)
+    parser.add_argument("--kind", choices=KINDS, default="loop", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    from hardware.realtime import prepare_process
+
     stop = threading.Event()
     if arguments.role:
+        if arguments.kind != "timer":
+            prepare_process()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
         if arguments.role == "policy":
-            policy_role(arguments.output, stop)
+            policy_role(arguments.output, stop, arguments.kind)
         else:
             executor_role(arguments.output, stop, arguments.seconds, arguments.kind)
         return
-    benchmark(arguments.seconds)
+    benchmark(arguments.seconds, arguments.rounds)
 
 
-def benchmark(seconds: float) -> None:
+class Runs:
+    """What the runs of one kind showed together."""
+
+    def __init__(self) -> None:
+        self.lateness: list[float] = []
+        self.missed = 0
+        self.parts: Parts = {}
+        self.within, self.chunks, self.parameters = 0, 0, 0
+        self.others: list[float] = []
+
+    def add(self, executor: dict[str, Any], policy: dict[str, Any], others: float) -> None:
+        """Add one run."""
+        figures, _ = punctuality(executor["times"])
+        self.lateness += figures.pop("all")
+        self.missed += figures["missed_ticks"]
+        for name, values in latencies(executor, policy).items():
+            self.parts.setdefault(name, []).extend(values)
+        chunks = executor["report"]["chunks"]
+        self.within += chunks.get("chunks_acted_within_tick", 0)
+        self.chunks += chunks.get("chunks_accepted", 0)
+        self.parameters = policy["parameters"]
+        self.others.append(others)
+
+    def figures(self) -> dict[str, float]:
+        """Return the figures."""
+        return {
+            **percentiles(self.lateness, "lateness"),
+            "missed_ticks": self.missed,
+            **latency_figures(self.parts),
+            "share_within_tick": self.within / max(1, self.chunks),
+            "load_by_other_programs_cores": float(np.mean(self.others)),
+        }
+
+
+def benchmark(seconds: float, rounds: int) -> None:
     from benchmarks.common import report
     from hardware.ros.context import free_domain, prepare_environment
 
     prepare_environment(free_domain())
-    with tempfile.TemporaryDirectory() as directory:
-        executor, policy, others = measure("loop", seconds, Path(directory))
-        metrics = punctuality(executor["times"])[0] | latencies(executor, policy)
-        metrics["load_by_other_programs_cores"] = others
-        timed, timed_policy, timed_others = measure("timer", seconds, Path(directory))
-        timer = punctuality(timed["times"])[0] | latencies(timed, timed_policy)
-        realtime, _, _ = measure("realtime", min(seconds, 20.0), Path(directory))
+    runs = {kind: Runs() for kind in KINDS}
+    for turn in range(rounds):
+        for kind in KINDS:
+            with tempfile.TemporaryDirectory() as directory:
+                runs[kind].add(*measure(kind, seconds / rounds, Path(directory)))
+            late = percentiles(runs[kind].lateness, "lateness")
+            print(f"turn {turn + 1} {kind}: lateness so far p99 {late['lateness_p99_ms']:.2f} ms", flush=True)
+    budget = {"seconds": seconds, "turns": rounds, "tick_rate_hz": TICK_RATE, "policy_rate_hz": POLICY_RATE}
     report(
         "control_loop",
         seeds=[0],
-        budget={"seconds": seconds, "tick_rate_hz": TICK_RATE, "policy_rate_hz": POLICY_RATE, "policy_threads": 1},
-        metrics={**metrics, "policy_parameters": policy["parameters"]},
+        budget={**budget, "policy_threads": 1},
+        metrics={**runs["loop"].figures(), "policy_parameters": runs["loop"].parameters},
         peers={
-            "rclpy_timer": {**timer, "load_by_other_programs_cores": timed_others},
-            "same loop with SCHED_FIFO where permitted": punctuality(realtime["times"])[0],
+            "rclpy_timer": runs["timer"].figures(),
+            "on_ticks": runs["on_ticks"].figures(),
+            "unpinned": runs["unpinned"].figures(),
+            "same loop with SCHED_FIFO where permitted": runs["realtime"].figures(),
+            "aligned_best_case": aligned(runs["on_ticks"].parts),
         },
         targets=TARGETS,
         notes=EXPLANATION,

@@ -4,13 +4,16 @@ Each tick, at absolute deadlines: observe the robot; read operator and emergency
 writes; at the start of a policy step send the observation and take in the chunks that came back; ask the writer for a
 command; pass it through the safety chain; send it. Safety sits here, in the same thread as the last writer.
 
+Between two ticks it waits for the next, or for a chunk: one that arrives then may replace the present tick's command at
+once (`Executor.replace_command`) instead of waiting up to a tick. Only in AUTO, only on a robot that takes a second
+command, at most once per tick; ticks, steps and what is played in them are the same with and without.
+
 With a lock-step link and a virtual clock, `Executor.tick` is called by a test instead of `Executor.run`, and plays
 exactly the actions that evaluation plays.
 """
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
 import time
@@ -24,7 +27,7 @@ from hardware.arbiter import Arbiter, ArbiterConfig, Mode
 from hardware.journal import RunTimes, StepJournal, report_of, status_of
 from hardware.operator import OperatorInbox
 from hardware.playback import Playback
-from hardware.realtime import release_realtime, request_realtime
+from hardware.realtime import control_thread
 from hardware.recorder import Recorder
 from hardware.safety.chain import SafetyChain, Situation, Verdict
 from hardware.safety.flags import HOLDING_FAULTS, STOPPING_FAULTS, SafetyFlag, flag_names
@@ -39,6 +42,9 @@ from robot_rl.core.teleop import OperatorEvent, Teleop
 logger = logging.getLogger(__name__)
 
 __all__ = ["Executor", "ExecutorConfig", "ticks_per_step"]
+
+_RESERVE = 5e-4
+"""Seconds before a tick in which no command is replaced any more: the next one is due."""
 
 
 class Executor:
@@ -85,18 +91,24 @@ class Executor:
         self.operator = OperatorInbox(link, teleop, size, clock)
         self.counters: Counter[str] = Counter()
         """Chunks and steps by what happened to them."""
-        self.lateness, self.latency, self.round_trip = Durations(), Durations(), Durations()
-        """Lateness of ticks; age of the observation when its command is sent; from an observation to its chunk."""
+        self.lateness, self.latency = Durations(), Durations()
+        """Lateness of ticks; age of the newest observation when a tick's command is sent."""
+        self.round_trip, self.reaction = Durations(), Durations()
+        """From an observation to the arrival of its chunk, and to the first command sent from that chunk."""
         self.missed_ticks = 0
         self.times, self.journal = RunTimes(), StepJournal(recorder)
         self.ready = threading.Event()
         """Set when the first chunk has arrived."""
         self.robot_confirmed_stop: bool | None = None
         """Whether the robot confirmed the stop at the end."""
+        self._may_replace = config.replace_within_tick and getattr(robot, "accepts_replacement", False)
         self._resting = resting
         self._human_scale = config.human_speed * np.asarray(robot.limits.velocity, float) * self.dt
         self._human_rate = config.human_speed * np.maximum(np.abs(robot.limits.low), np.abs(robot.limits.high))
         self._tick = 0
+        self._phase, self._tick_time = 0, -np.inf
+        self._replaceable = False
+        self._accepted: float | None = None
         self._epoch = 0
         self._flushed, self._new_episode = False, False
         self._auto_since = -np.inf
@@ -124,24 +136,29 @@ class Executor:
             seconds: how long to run, 0 for no limit.
             patience: seconds to wait for the policy's first answer where ``seconds`` limits the run.
         """
-        realtime = request_realtime(self.config.realtime_priority)
-        gc.collect()
-        gc.freeze()
-        rate = Rate(self.config.tick_rate_hz, self._now)
-        deadline = self._now() + patience if seconds > 0 else np.inf
-        waiting, self.times.begun = True, self._now()
-        while not stop.is_set() and self._now() < deadline:
-            self.lateness.add(rate.wait())
-            self.missed_ticks = rate.missed
-            self.tick()
-            if waiting and seconds > 0 and self.ready.is_set():
-                waiting, deadline = False, self._now() + seconds
-        if waiting and seconds > 0:
-            logger.error("the policy never answered")
-        self.times.ended = self._now()
-        self._settle(rate)
-        if realtime:
-            release_realtime()
+        with control_thread(self.config.realtime_priority, self.config.pin):
+            rate = Rate(self.config.tick_rate_hz, self._now, self._idle)
+            deadline = self._now() + patience if seconds > 0 else np.inf
+            waiting, self.times.begun = True, self._now()
+            while not stop.is_set() and self._now() < deadline:
+                self.lateness.add(rate.wait())
+                self.missed_ticks = rate.missed
+                self.tick()
+                if waiting and seconds > 0 and self.ready.is_set():
+                    waiting, deadline = False, self._now() + seconds
+            if waiting and seconds > 0:
+                logger.error("the policy never answered")
+            self.times.ended = self._now()
+            self._settle(rate)
+
+    def _idle(self, seconds: float) -> None:
+        """Sleep until the next tick; a chunk that comes in time for it replaces the present tick's command."""
+        until = self._now() + seconds
+        while self._replaceable and self.link.wait_chunk(until - _RESERVE - self._now()):
+            self.replace_command()
+        remaining = until - self._now()
+        if remaining > 0:
+            time.sleep(remaining)
 
     def shut_down(self) -> None:
         """Send a last hold, ask the robot to stop, and disconnect it; the report says whether it confirmed."""
@@ -177,6 +194,7 @@ class Executor:
         An exception anywhere in the tick is a latched stop, and the brake is sent all the same.
         """
         now = self._now()
+        self._replaceable = False
         try:
             return self._run_tick(now, closing)
         except Exception:
@@ -201,11 +219,12 @@ class Executor:
         if mode is Mode.IDLE and stopped_by == "tracking_error":
             self.safety.anchor(self.robot.hold_command())  # the old command is where the robot could not go
         phase = self._tick % self.ticks_per_step
+        self._phase, self._tick_time = phase, now
         if phase == 0:
             self._begin_step(now)
         self._take_chunks(now, phase)
         self._enter(now)
-        target, stamp, starved = self._target(now, phase)
+        target, stamp, starved = self._target(now, phase, self.safety.command)
         verdict = self.safety.filter(target, self._situation(now, stamp))
         flags |= verdict.flags | starved
         flags |= self._send(verdict.command)
@@ -213,9 +232,50 @@ class Executor:
         self.journal.tick(flags, arbiter.mode, arbiter.reason, arbiter.writer, self._human_target)
         self._judge(flags, now)
         self._tick += 1
+        self._replaceable = self._may_replace and not closing and arbiter.mode is Mode.AUTO
         if now >= self._next_status or self.arbiter.mode is not self._mode:
             self._publish(now)
         return Verdict(verdict.command, int(flags))
+
+    def replace_command(self) -> bool:
+        """Let a chunk that came between two ticks replace the command of the present tick; return whether one did.
+
+        The tick is done over as if the chunk had been there at its time: same step and place in the step, same action
+        of the chunk, same blending, and the safety chain filters from the state before the tick (see
+        `hardware.safety.chain` for why the pair keeps every limit). Whatever speaks against it leaves the command in
+        force, and the chunk to the next tick: a chunk that is discarded, a pressed emergency stop, a command that would
+        brake. An exception is a latched stop, and the next tick sends the brake.
+        """
+        now = self._now()
+        if not self._replaceable:
+            return False
+        try:
+            return self._replace(now)
+        except Exception:
+            logger.exception("executor: exception between ticks; the robot is stopped")
+            self._replaceable = False
+            self.arbiter.stop(now, "exception")
+            self.safety.note(SafetyFlag.EXCEPTION, now)
+            return False
+
+    def _replace(self, now: float) -> bool:
+        if not self._take_chunks(now, self._phase):
+            return False
+        self._replaceable = False
+        if self.link.poll_estop() or self.robot.state() is not RobotState.READY:
+            return False
+        target, stamp, starved = self._target(self._tick_time, self._phase, self.safety.previous)
+        if target is None or starved:
+            return False
+        verdict = self.safety.replace(target, self._situation(now, stamp))
+        if verdict is None:
+            return False
+        flags = verdict.flags | SafetyFlag.REPLACED_WITHIN_TICK | self._send(verdict.command, replacement=True)
+        self.counters["chunks_acted_within_tick"] += 1
+        arbiter = self.arbiter
+        self.journal.tick(flags, arbiter.mode, arbiter.reason, arbiter.writer, None)
+        self._judge(flags, now)
+        return True
 
     def _observe(self, now: float) -> int:
         """Take the newest measurement; a robot that was put elsewhere by its scene is taken up where it is."""
@@ -258,7 +318,9 @@ class Executor:
                 StampedObservation(observed.values, self.playback.step, observed.stamp, observed.stamps)
             )
 
-    def _take_chunks(self, now: float, phase: int) -> None:
+    def _take_chunks(self, now: float, phase: int) -> bool:
+        """Hand the chunks that came to the playback; return whether it took any."""
+        taken = False
         while (chunk := self.link.poll_chunk()) is not None:
             self.counters["chunks_received"] += 1
             if self.times.ready is None:
@@ -274,6 +336,8 @@ class Executor:
             self.round_trip.add(now - chunk.observation_stamp)
             self.counters["chunks_accepted"] += 1
             self.counters["chunks_entered_late"] += self.playback.step > chunk.observation_seq
+            self._accepted, taken = chunk.observation_stamp, True
+        return taken
 
     def _enter(self, now: float) -> None:
         """Give control to the policy once it has planned from an observation made after it was asked."""
@@ -288,8 +352,8 @@ class Executor:
         """Return the command (A,) that blending starts from: the last one, or zero for rates."""
         return np.where(self._resting, 0.0, self.safety.command)
 
-    def _target(self, now: float, phase: int) -> tuple[np.ndarray | None, float, int]:
-        """Return the command (A,) that the writer wants, its stamp, and a flag if the policy has none."""
+    def _target(self, now: float, phase: int, last: np.ndarray) -> tuple[np.ndarray | None, float, int]:
+        """Return the command (A,) wanted by the writer after ``last``, its stamp, and a flag if the policy has none."""
         self._human_target = None
         if self.arbiter.mode is Mode.HUMAN:
             self._human_target = self._driven()
@@ -297,7 +361,7 @@ class Executor:
             return self._human_target, -np.inf if reading is None else reading.stamp, 0
         if self.arbiter.mode is not Mode.AUTO:
             return None, now, 0
-        wanted = self.playback.target(phase, self.safety.command)
+        wanted = self.playback.target(phase, last)
         if wanted is None:
             return None, now, SafetyFlag.POLICY_STARVED
         share = (now - self._auto_since + self.dt) / self.config.blend_seconds if self.config.blend_seconds > 0 else 1.0
@@ -321,7 +385,7 @@ class Executor:
                 logger.debug("no measured command: %s", error)  # the failure itself was flagged by `_observe`
         return Situation(now, self._observation, self.arbiter.writer, stamp, self.arbiter.estop_latched, measured)
 
-    def _send(self, command: np.ndarray) -> int:
+    def _send(self, command: np.ndarray, replacement: bool = False) -> int:
         try:
             self.robot.command(command)
         except Exception as error:
@@ -330,7 +394,12 @@ class Executor:
                 self._ask_to_stop()
             self.counters["command_failures"] += 1
             return SafetyFlag.ROBOT_FAULT
-        self.latency.add(self._now() - self._observation.stamp)
+        now = self._now()
+        if not replacement:
+            self.latency.add(now - self._observation.stamp)
+        if self._accepted is not None and self.arbiter.mode is Mode.AUTO:
+            self.reaction.add(now - self._accepted)
+        self._accepted = None
         return 0
 
     def _judge(self, flags: int, now: float) -> None:

@@ -118,6 +118,7 @@ def report_of(executor: Executor, now: float) -> dict[str, Any]:
         "lateness": executor.lateness.to_json(),
         "observation_to_command": executor.latency.to_json(),
         "observation_to_chunk": executor.round_trip.to_json(),
+        "observation_to_planned_command": executor.reaction.to_json(),
         "chunks": {name: count for name, count in counters.items() if name.startswith("chunks")},
         "safety": dict(executor.safety.counts),
         "robot_failures": {name: count for name, count in counters.items() if name.endswith("failures")},

@@ -10,12 +10,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hardware.realtime import computing
 from hardware.statistics import Durations
 from hardware.transport import PolicyLink
 from robot_rl.core.env import Observation
@@ -122,20 +124,63 @@ def warm_up(policy: Policy, seed: int = 0, rounds: int = 3) -> float:
     return time.perf_counter() - started
 
 
-def load_and_warm(path: str | Path, *, threads: int = 1, seed: int = 0, device: str = "cpu") -> Policy:
-    """Load a checkpoint for inference on ``threads`` threads, seed it and warm it up."""
+def trace_network(policy: Policy) -> bool:
+    """Let the generative network of ``policy`` run without Python between its operations; return whether it does now.
+
+    The operations stay the same, and the traced network is used only if it gives the same numbers bit for bit on random
+    inputs: about a quarter less time per plan on one core. (bfloat16 was slower there: batch-1 inference is bound by
+    memory and the weights are cast on the way.) TorchScript is what does it, which torch keeps but no longer develops.
+    """
+    import torch
+
+    inner: Any = policy
+    while getattr(inner, "base", None) is not None:
+        inner = inner.base
+    head = getattr(inner, "head", None)
+    if head is None or not hasattr(inner, "cond_size"):
+        return False
+    device = next(head.parameters()).device
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        shapes = ((1, *head.noise_shape), (1,), (1, inner.cond_size))
+        inputs = [tuple(torch.rand(shape, device=device) for shape in shapes) for _ in range(4)]
+        try:
+            network = torch.jit.freeze(torch.jit.trace(head.backbone.eval(), inputs[0]))
+            same = all(torch.equal(network(*one), head.backbone(*one)) for one in inputs)
+        except (RuntimeError, AttributeError) as error:
+            logger.warning("the policy's network cannot be traced: %s", error)
+            return False
+    if not same:
+        logger.warning("the traced network of the policy does not give the same numbers; it is not used")
+        return False
+    head.backbone = network
+    return True
+
+
+def load_and_warm(
+    path: str | Path, *, threads: int = 1, seed: int = 0, device: str = "cpu", trace: bool = False
+) -> Policy:
+    """Load a checkpoint for inference on ``threads`` threads, seed it and warm it up; ``trace`` as `trace_network`."""
     import torch
 
     from robot_rl.policies.checkpoint import load_policy
 
     torch.set_num_threads(threads)
     policy = load_policy(path, device=device)
+    if trace:
+        trace_network(policy)
     logger.info("policy %s ready, warmed up in %.2f s", path, warm_up(policy, seed))
     return policy
 
 
 def serve(
-    policy: Policy, link: PolicyLink, stop: threading.Event, *, seed: int | None = None, warm: bool = True
+    policy: Policy,
+    link: PolicyLink,
+    stop: threading.Event,
+    *,
+    seed: int | None = None,
+    warm: bool = True,
+    pin: bool = True,
 ) -> PolicyReport:
     """Serve ``policy`` over ``link`` until ``stop`` is set, and return what was done.
 
@@ -145,10 +190,12 @@ def serve(
         stop: set by whoever wants to end it; looked at ten times per second.
         seed: of the policy's sampling after the warm-up.
         warm: run the first, slow inferences before anything is answered.
+        pin: keep off the control loop's processor, where there is more than one.
     """
     server = PolicyServer(policy, link)
     if warm:
         server.report.warm_up_seconds = warm_up(policy, 0 if seed is None else seed)
-    while not stop.is_set():
-        server.serve_once(0.1)
+    with computing(pin):
+        while not stop.is_set():
+            server.serve_once(0.1)
     return server.report

@@ -44,6 +44,11 @@ class ExecutorConfig:
     """Lag behind the command that counts as a fault, in seconds at the velocity limit; 0 switches the check off."""
     status_rate_hz: float = 10.0
     """Status messages per second."""
+    replace_within_tick: bool = True
+    """Whether a chunk that arrives between ticks may replace the present tick's command at once, on a robot that takes
+    a second command (``accepts_replacement``), instead of waiting up to a tick; see `hardware.safety.chain`."""
+    pin: bool = True
+    """Keep the loop on a processor of its own, which the policy keeps off, where there is more than one."""
     realtime_priority: int = 50
     """Real-time priority (SCHED_FIFO) of the loop where the system permits it; 0 asks for none."""
 

@@ -3,7 +3,8 @@
 Three streams and nothing else: observations go to the policy, chunks come back, and a status is published; operator
 readings and an emergency stop may also arrive here (a local device works as well). Rules that every carrier keeps:
 
-* No call blocks the executor: ``send_*`` and ``publish_*`` queue or drop, ``poll_*`` return at once.
+* No call blocks the executor: ``send_*`` and ``publish_*`` queue or drop, ``poll_*`` return at once, and
+  ``wait_chunk`` returns in time for the next tick.
 * ``poll_chunk`` and ``poll_operator`` hand over each message once, oldest first; the caller drains them every tick.
 * ``StampedObservation.seq`` is the policy step; a chunk repeats it in ``observation_seq``. A sequence number that does
   not grow starts a new episode (the policy forgets its history); a gap means that steps passed unseen.
@@ -61,6 +62,9 @@ class ExecutorLink(Protocol):
     def poll_chunk(self) -> ActionChunk | None:
         """Return the oldest chunk not yet read, or None."""
 
+    def wait_chunk(self, timeout: float) -> bool:
+        """Wait up to ``timeout`` seconds for a chunk; return whether one is there. The only call that may wait."""
+
     def poll_operator(self) -> OperatorInput | None:
         """Return the oldest operator reading not yet read, or None; its stamp is the time of receipt here."""
 
@@ -113,6 +117,7 @@ class InProcessTransport:
         self._chunks: deque[ActionChunk] = deque(maxlen=depth)
         self._operator: deque[OperatorInput] = deque(maxlen=64)
         self._arrived = threading.Condition()
+        self._answered = threading.Event()
         self._estop = False
         self.executor = InProcessExecutorLink(self)
         self.policy = InProcessPolicyLink(self)
@@ -151,6 +156,10 @@ class InProcessExecutorLink:
         """Return the oldest chunk not yet read, or None."""
         return _pop(self._transport._chunks)
 
+    def wait_chunk(self, timeout: float) -> bool:
+        """Wait up to ``timeout`` seconds for a chunk; return whether one is there."""
+        return wait_for(self._transport._chunks, self._transport._answered, timeout)
+
     def poll_operator(self) -> OperatorInput | None:
         """Return the oldest operator reading not yet read, or None."""
         return _pop(self._transport._operator)
@@ -184,9 +193,18 @@ class InProcessPolicyLink:
     def send_chunk(self, chunk: ActionChunk) -> None:
         """Queue the chunk for the executor."""
         self._transport._chunks.append(chunk)
+        self._transport._answered.set()
 
     def close(self) -> None:
         """Nothing to release."""
+
+
+def wait_for(queue: deque[T], filled: threading.Event, timeout: float) -> bool:
+    """Wait up to ``timeout`` seconds for something in ``queue``, whose writer sets ``filled``; return whether it is."""
+    filled.clear()
+    if not queue and timeout > 0:
+        filled.wait(timeout)
+    return bool(queue)
 
 
 def _pop(queue: deque[T]) -> T | None:

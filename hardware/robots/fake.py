@@ -20,6 +20,9 @@ class FakeRobot:
     Its observations are ``state`` (A,), the present position, and, with ``camera``, an image ``images.front``.
     """
 
+    accepts_replacement = True
+    """A second command within a tick takes effect at once."""
+
     def __init__(
         self,
         size: int = 3,
@@ -119,6 +122,7 @@ class FaultyRobot:
 
     def __init__(self, robot: Robot) -> None:
         self.robot, self.spec, self.limits = robot, robot.spec, robot.limits
+        self.accepts_replacement = getattr(robot, "accepts_replacement", False)
         self.faults = Faults()
         self._last: StampedObservation | None = None
         self._queue: deque[StampedObservation] = deque(maxlen=100)

@@ -20,6 +20,9 @@ DEMONSTRATION_SEED = 2_000_000
 class SimRobot(EnvRobot):
     """One lane of the registered task ``task``, behind the same contract as a real robot."""
 
+    accepts_replacement = True
+    """The physics holds the newest command, whenever it came."""
+
     def __init__(
         self,
         task: str,

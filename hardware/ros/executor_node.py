@@ -22,10 +22,6 @@ from robot_rl.core.robot import Robot
 
 logger = logging.getLogger(__name__)
 
-_SWITCH_SECONDS = 5e-4
-"""How long another thread of this process (recorder, simulated robot, I/O) may keep the interpreter from the control
-loop; Python's default is 5 ms, half a tick."""
-
 
 @dataclass(frozen=True)
 class ExecutorNodeConfig:
@@ -88,7 +84,6 @@ def run(config: ExecutorNodeConfig, endpoint: Endpoint, stop: threading.Event) -
     Raises:
         HardwareError: the robot does not connect, another executor runs already, or the final stop was not confirmed.
     """
-    sys.setswitchinterval(_SWITCH_SECONDS)
     settings = executor_config(config.executor_options, config.autostart)
     robot = make_robot(config.robot, config.robot_options)
     link = RosExecutorLink(robot.spec, endpoint)

@@ -30,7 +30,7 @@ from typing import Any
 
 from hardware.ros import convert
 from hardware.ros.endpoint import Endpoint, quality
-from hardware.transport import ExecutorStatus
+from hardware.transport import ExecutorStatus, wait_for
 from robot_rl.core.errors import HardwareError
 from robot_rl.core.policy import ActionChunk
 from robot_rl.core.robot import StampedObservation
@@ -73,6 +73,7 @@ class RosExecutorLink:
         self._images = {key: one.frame for key, one in spec.observation.items() if one.is_image}
         self._image_stamps: dict[str, float] = {}
         self._chunks: deque[ActionChunk] = deque(maxlen=8)
+        self._answered = threading.Event()
         self._operator: deque[OperatorInput] = deque(maxlen=64)
         self._estop = False
         self._sent: deque[tuple[int, float]] = deque(maxlen=_REMEMBERED)
@@ -106,6 +107,10 @@ class RosExecutorLink:
         """Return the oldest chunk not yet read, or None."""
         return self._chunks.popleft() if self._chunks else None
 
+    def wait_chunk(self, timeout: float) -> bool:
+        """Wait up to ``timeout`` seconds for a chunk; return whether one is there."""
+        return wait_for(self._chunks, self._answered, timeout)
+
     def poll_operator(self) -> OperatorInput | None:
         """Return the oldest operator reading not yet read, or None; its stamp is the time of receipt here."""
         return self._operator.popleft() if self._operator else None
@@ -131,6 +136,7 @@ class RosExecutorLink:
                 chunk.observation_stamp = stamp
                 break
         self._chunks.append(chunk)
+        self._answered.set()
         self.chunk_received = time.monotonic()
 
     def _on_operator(self, message: Any) -> None:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
+from hardware.realtime import prepare_process
 from hardware.ros.endpoint import Endpoint
 from hardware.ros.link import RosOperatorLink, RosPolicyLink
 from hardware.ros.processes import end_with_supervisor
@@ -171,6 +172,7 @@ def run_node(
         config_class, sys.argv[1:] if argv is None else argv, f"hardware.ros.{name}_node"
     )
     end_with_supervisor()
+    prepare_process()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

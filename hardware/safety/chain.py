@@ -5,6 +5,15 @@ command, the state, each camera and the operator; 3 the arbiter's writer; 4 the 
 braking distance; 6 velocity, acceleration and tracking error; 7 workspace; 11 post-check. Whatever is wrong, the answer
 is the same: brake within the acceleration limits, then hold. An exception in any stage is such an answer too.
 
+A command may be replaced within its tick (`SafetyChain.replace`). Why that keeps the limits: they bound the sequence of
+*effective* commands, one per tick, the last one sent in it. The replacement is filtered by all stages from the state
+that held before the tick's command, so it could have been that command; the next tick starts from it, so the replaced
+one leaves no trace. Both commands being possible successors of the same state, they differ by at most ``2 A dt^2`` per
+element, and both keep the position range, the workspace and the braking distance: for a robot that follows its newest
+command this is a detour within one tick's reach, never a motion out of bounds. If the robot misses the replacement, it
+is where the replaced command led, one such difference from what the chain believes; a missed command of a tick leaves
+more (``V dt``). What would brake or stop replaces nothing: the next tick answers it, as always.
+
 This is software on a general-purpose computer and no certified safety function.
 """
 
@@ -17,7 +26,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from hardware.safety.flags import MOTION_LIMITS, SafetyFlag, flag_names
-from hardware.safety.motion import MotionLimiter
+from hardware.safety.motion import MotionLimiter, MotionState
 from hardware.safety.workspace import Workspace
 from robot_rl.core.robot import Limits, StampedObservation
 
@@ -95,12 +104,20 @@ class SafetyChain:
         self._lag_allowed = np.asarray(self.limits.velocity, float) * self.config.tracking_seconds
         self._positions = ~self._motion.resting
         self._lagging = 0
+        self._before: tuple[MotionState, int] | None = None
+        self._flags = 0
         self._logged: dict[str, float] = {}
 
     @property
     def command(self) -> np.ndarray:
         """(A,) the last command that left the chain."""
         return self._motion.position
+
+    @property
+    def previous(self) -> np.ndarray:
+        """(A,) the command before the last one: what a replacement follows."""
+        before: np.ndarray = self._motion.position if self._before is None else self._before[0].position
+        return before
 
     @property
     def moving(self) -> bool:
@@ -121,18 +138,49 @@ class SafetyChain:
         """Start from ``command`` (A,) at rest, on connecting or after a reset of the scene."""
         self._motion.anchor(command)
         self._lagging = 0
+        self._before = None
 
     def filter(self, target: np.ndarray | None, situation: Situation) -> Verdict:
         """Return what may be sent instead of ``target`` (A,); None asks for a stop and a hold."""
         flags = 0
+        self._before = (self._motion.save(), self._lagging)
         try:
             command, flags = self._decide(target, situation)
         except Exception:
             logger.exception("safety chain: exception; the robot brakes")
             command, flags = self._last_resort(), flags | SafetyFlag.EXCEPTION
         self._motion.commit(command)
+        self._flags = int(flags)
         if flags:
             self.note(flags, situation.now)
+        return Verdict(command, int(flags))
+
+    def replace(self, target: np.ndarray, situation: Situation) -> Verdict | None:
+        """Filter ``target`` (A,) as if it had been given to the last `filter`, whose command it replaces.
+
+        Returns:
+            What may be sent in place of this tick's command, or None, with nothing changed, where that must stay: it is
+            the answer to a fault, it has been replaced already, ``target`` would be braked, or nothing was filtered
+            since `anchor`. The module's docstring says why a replacement is safe.
+        """
+        if self._before is None or self._flags & ~MOTION_LIMITS:
+            return None
+        motion, after = self._motion, (self._motion.save(), self._lagging)
+        before, self._lagging = self._before
+        motion.restore(before)
+        try:
+            command, flags = self._decide(target, situation)
+        except Exception:
+            logger.exception("safety chain: exception; the tick's command stays")
+            flags = SafetyFlag.EXCEPTION
+        if flags & ~MOTION_LIMITS:
+            motion.restore(after[0])
+            self._lagging = after[1]
+            return None
+        motion.commit(command)
+        self._before = None
+        if flags & ~self._flags:
+            self.note(flags & ~self._flags, situation.now)  # the others of this tick are counted already
         return Verdict(command, int(flags))
 
     def note(self, flags: int, now: float) -> None:

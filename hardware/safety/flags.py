@@ -44,6 +44,9 @@ class SafetyFlag(IntFlag):
     """The robot did not answer or refused a command (set by the executor)."""
     OBSERVATION_NOT_FINITE = 1 << 17
     """Stage 2: the robot measured NaN or infinity."""
+    REPLACED_WITHIN_TICK = 1 << 18
+    """No intervention: a plan that arrived between ticks replaced the tick's command (set by the executor; recorded
+    and not counted here)."""
 
 
 MOTION_LIMITS = (

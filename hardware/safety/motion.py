@@ -8,6 +8,8 @@ every permitted state.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from hardware.safety.flags import SafetyFlag
@@ -34,6 +36,23 @@ def braking_step(room: np.ndarray, brake: np.ndarray) -> np.ndarray:
     """
     ticks = np.floor((np.sqrt(1.0 + 8.0 * room / brake) - 1.0) * 0.5)
     return room / (ticks + 1.0) + 0.5 * brake * ticks
+
+
+class MotionState(NamedTuple):
+    """What a `MotionLimiter` remembers from one command to the next."""
+
+    position: np.ndarray
+    """(A,) the last command."""
+    step: np.ndarray
+    """(A,) the displacement that led to it."""
+    low: np.ndarray
+    """(A,) lowest position now permitted."""
+    high: np.ndarray
+    """(A,) highest position now permitted."""
+    target: np.ndarray
+    """(A,) what was asked for last."""
+    behind: bool
+    """Whether the last command fell short of it."""
 
 
 class MotionLimiter:
@@ -75,6 +94,14 @@ class MotionLimiter:
         self._last_target = self.position
         self._behind = False
         self._widen()
+
+    def save(self) -> MotionState:
+        """Return all that the next command depends on, for `restore`; the arrays are replaced, never written."""
+        return MotionState(self.position, self.step, self._low_now, self._high_now, self._last_target, self._behind)
+
+    def restore(self, saved: MotionState) -> None:
+        """Go back to what `save` returned, as if nothing had been committed since."""
+        self.position, self.step, self._low_now, self._high_now, self._last_target, self._behind = saved
 
     def _widen(self) -> None:
         self._low_now = np.minimum(self.low, self.position)

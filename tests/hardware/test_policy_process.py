@@ -3,9 +3,10 @@
 import threading
 
 import numpy as np
+import pytest
 from deployment_rig import WanderingPolicy
 
-from hardware.policy_process import PolicyServer, serve, warm_up
+from hardware.policy_process import PolicyServer, serve, trace_network, warm_up
 from hardware.robots.fake import FakeRobot
 from hardware.transport import ExecutorLink, InProcessTransport, PolicyLink
 from robot_rl.core.robot import StampedObservation
@@ -117,3 +118,20 @@ def test_serving_ends_when_asked_and_reports():
 def test_the_in_process_transport_says_loudly_that_ros_is_absent(caplog):
     InProcessTransport()
     assert "IN-PROCESS TRANSPORT" in caplog.text
+
+
+def test_a_traced_network_plans_the_same_bit_for_bit():
+    torch = pytest.importorskip("torch")
+    from robot_rl.policies.chunked import ChunkedConfig, ChunkedPolicy
+
+    torch.manual_seed(0)
+    policy = ChunkedPolicy(FakeRobot().spec, ChunkedConfig(width=32, depth=1, sample_steps=3)).eval()
+    torch.nn.init.normal_(policy.head.backbone.leave.weight)
+    history = {"state": np.random.default_rng(0).normal(size=(1, 2, 3)).astype(np.float32)}
+    policy.seed(1)
+    eager = [policy.plan(history) for _ in range(3)]
+    assert trace_network(policy)
+    policy.seed(1)
+    for expected in eager:
+        np.testing.assert_array_equal(policy.plan(history), expected)
+    assert not trace_network(WanderingPolicy(FakeRobot().spec))
