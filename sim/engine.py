@@ -142,6 +142,15 @@ class BatchEnv:
         """(N,) seed of the present episode."""
         return self._seeds.current
 
+    @property
+    def seed_stride(self) -> int:
+        """From an episode's seed to that of the lane's next episode: N, or more for a part of a larger environment."""
+        return self._seeds.stride
+
+    @seed_stride.setter
+    def seed_stride(self, stride: int) -> None:
+        self._seeds.stride = stride
+
     # ---- what a task fills in -------------------------------------------------------------------------------------
 
     def reset_lanes(self, lanes: np.ndarray, rngs: list[np.random.Generator]) -> None:

@@ -64,6 +64,15 @@ class GymEnv:
         """(N,) seed of the present episode."""
         return self._seeds.current
 
+    @property
+    def seed_stride(self) -> int:
+        """From an episode's seed to that of the lane's next episode: N, or more for a part of a larger environment."""
+        return self._seeds.stride
+
+    @seed_stride.setter
+    def seed_stride(self, stride: int) -> None:
+        self._seeds.stride = stride
+
     def reset(self, seed: int | Sequence[int] | None = None) -> Observation:
         """Start a new episode in every lane; seeds as in `robot_rl.core.env.VecEnv`."""
         self._seeds.restart(seed)

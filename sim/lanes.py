@@ -19,6 +19,8 @@ class EpisodeSeeds:
         self._next = seed + np.arange(num_envs, dtype=np.int64)
         self.current = np.full(num_envs, -1, np.int64)
         """(N,) seeds of the present episodes; -1 before the first."""
+        self.stride = num_envs
+        """From one episode's seed to the lane's next: N, or more where these lanes are a part of more."""
 
     @property
     def next(self) -> np.ndarray:
@@ -43,7 +45,7 @@ class EpisodeSeeds:
     def advance(self, lanes: np.ndarray | slice) -> None:
         """Begin the next episode in ``lanes``."""
         self.current[lanes] = self._next[lanes]
-        self._next[lanes] += len(self._next)
+        self._next[lanes] += self.stride
 
 
 class ActionGate:

@@ -72,7 +72,7 @@ class Config:
     """Address of the cluster; by default that of RAY_ADDRESS, or else one is started on this machine."""
 
 
-_FREE = ("methods", "seeds", "options", "other_bases", "demos_for", "out", "jobs", "cluster", "address")
+_FREE = ("methods", "seeds", "options", "other_bases", "demos", "demos_for", "out", "jobs", "cluster", "address")
 """Settings that may differ when a comparison goes on; what a single run depends on is checked run by run."""
 
 
@@ -232,7 +232,11 @@ class Comparison:
         ]  # fmt: skip
         arguments += ["--demos", str(config.demos)] if demonstrated else []
         arguments += ["--options", *options] if options else []
-        settings = {"options": options, "base": fingerprint(self.bases[base]), "demonstrations": demonstrated}
+        settings = {
+            "options": options,
+            "base": fingerprint(self.bases[base]),
+            "demonstrations": str(config.demos) if demonstrated else "",
+        }
         return _Run(method, seed, path, base, settings, (*self.launcher, *arguments))
 
     def _next_job(self, run: _Run) -> Job | None:

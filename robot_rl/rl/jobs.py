@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import logging
 import os
 import signal
 import subprocess
@@ -111,13 +112,11 @@ class RayPlaces(Places):
 
     Args:
         count: jobs at once, 0 for as many as the cluster has processors.
-        address: of the cluster; empty for that of ``RAY_ADDRESS``, or else one that is started here.
+        address: of the cluster, as for `connect_ray`.
     """
 
     def __init__(self, count: int = 0, address: str = "") -> None:
-        self._ray = require_ray("compare --cluster")
-        if not self._ray.is_initialized():
-            self._ray.init(address=address or None, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        self._ray = connect_ray("compare --cluster", address)
         processors = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
         self.count = min(count or processors, processors)
         self.threads = max(1, processors // self.count)
@@ -294,16 +293,27 @@ def _run_remotely(arguments: Sequence[str], log: str, threads: int, directory: s
     return int(process.returncode)
 
 
-def require_ray(purpose: str) -> Any:
-    """Return the module ``ray``.
+def connect_ray(purpose: str, address: str = "") -> Any:
+    """Return the module ``ray``, connected to a cluster.
+
+    Args:
+        purpose: who needs it, for the message.
+        address: of the cluster; empty for that of ``RAY_ADDRESS``, or else one that is started on this machine.
 
     Raises:
-        MissingDependencyError: it is not installed.
+        MissingDependencyError: Ray is not installed.
+        ConfigError: there is no cluster at the address.
     """
     try:
         import ray
     except ModuleNotFoundError as error:
         raise MissingDependencyError("ray", "cluster", purpose) from error
+    if not ray.is_initialized():
+        try:
+            ray.init(address=address or None, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError) as error:
+            where = address or os.environ.get("RAY_ADDRESS", "this machine")
+            raise ConfigError(f"no Ray cluster at {where}: {str(error).splitlines()[0]}") from error
     return ray
 
 

@@ -21,7 +21,7 @@ from robot_rl.rl.compare_results import (
     success_interval,
     summarise,
 )
-from robot_rl.rl.jobs import LocalPlaces, RayPlaces
+from robot_rl.rl.jobs import LocalPlaces
 from robot_rl.rollout.evaluate import wilson
 
 LAUNCHER = (str(Path(__file__).parent / "fake_commands.py"),)
@@ -215,34 +215,6 @@ def test_an_unusable_base_is_an_error(config):
     (config.policy / "policy.json").write_text("{}")
     with pytest.raises(DataError, match="the base could not be tested: base: KeyError: 'rate'"):
         execute(config)
-
-
-def test_on_a_cluster_the_same_runs_give_the_same_results(config):
-    pytest.importorskip("ray", reason="ray is not installed: pip install 'robot-rl[cluster]'")
-    start_ray()
-    config = replace(config, methods=("good", "broken"), cluster=True, jobs=2)
-    results = execute(config, RayPlaces(2))
-    good, broken = results["methods"]
-    assert good["success"] == 0.9
-    assert broken["error"] == "The method cannot do this. It can do that."
-    assert execute(config, RayPlaces(2))["methods"][1]["seeds"] == [0]
-
-
-def start_ray():
-    """Start Ray with two processors, or skip where that takes longer than a test may."""
-    import subprocess
-    import sys
-
-    import ray
-
-    if ray.is_initialized():
-        return
-    options = "num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level='ERROR'"
-    try:
-        subprocess.run([sys.executable, "-c", f"import ray; ray.init({options})"], timeout=30, check=True)
-    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
-        pytest.skip(f"Ray does not start in 30 s here: {error}")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 
 
 # Figures

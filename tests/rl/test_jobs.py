@@ -9,7 +9,7 @@ import time
 import pytest
 
 from robot_rl.core.errors import MissingDependencyError
-from robot_rl.rl.jobs import failure_line, require_ray, spawn, stop_processes
+from robot_rl.rl.jobs import connect_ray, failure_line, spawn, stop_processes
 
 WAIT = "import time\ntry:\n    print('ready', flush=True)\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    "
 
@@ -78,7 +78,7 @@ def test_the_last_line_says_why_it_failed(tmp_path):
 def test_without_ray_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingDependencyError, match=r"compare --cluster needs the package 'ray'.*robot-rl\[cluster\]"):
-        require_ray("compare --cluster")
+        connect_ray("compare --cluster")
 
 
 def test_processors_and_threads_are_limited(tmp_path):
