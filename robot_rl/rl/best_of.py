@@ -27,13 +27,12 @@ class BestOfBehaviour(Behaviour):
     """
 
     def __init__(self, policy: BestOfPolicy, backup_candidates: int, seed: int) -> None:
-        kept = backup_candidates or policy.config.candidates
-        if not 1 <= kept <= policy.config.candidates:
-            raise ConfigError(f"backup_candidates={kept} is outside 1..{policy.config.candidates} (candidates)")
-        self.kept = kept
+        if backup_candidates < 0:
+            raise ConfigError(f"backup_candidates must not be negative, got {backup_candidates}")
+        self.kept = min(backup_candidates or policy.config.candidates, policy.config.candidates)
         self.policy, self.spec, self.obs_steps = policy, policy.spec, policy.obs_steps
         self.horizon, self.execute_steps = policy.horizon, policy.execute_steps
-        self.extra_fields: Mapping[str, tuple[int, ...]] = {"next_candidates": (kept, policy.critic.action_size)}
+        self.extra_fields: Mapping[str, tuple[int, ...]] = {"next_candidates": (self.kept, policy.critic.action_size)}
         self.learning = False
         self.record = {}
         self._generator = torch.Generator().manual_seed(seed)
@@ -150,7 +149,7 @@ def make_best_of(
         judge: whether the online critic or its target chooses, in acting and in the backup.
         seed: seed of exploration and of the core's draws.
         history: newest observations that the critic sees; 0 for as many as the base.
-        backup_candidates: chunks of the base that the backup chooses among; 0 for as many as acting has.
+        backup_candidates: chunks of the base that the backup chooses among, at most; 0 for as many as acting.
 
     Raises:
         CapabilityError: the base has no normaliser, or corrects its actions in a closed loop.

@@ -51,8 +51,8 @@ class ExpoConfig:
     choice: BestOfConfig = field(default_factory=_choice)
     """Candidates, edits, and how members of the target critic choose, in acting and for the backup."""
     backup_candidates: int = 4
-    """Chunks of the base, each in its edited form as well, that the backup chooses among; 0 for as many as acting
-    has."""
+    """Chunks of the base, each in its edited form as well, that the backup chooses among, at most; 0 for as many as
+    acting."""
     decision: DecisionConfig = field(default_factory=lambda: DecisionConfig(penalty=1.0))
     """Reward and discount of a chunk."""
     core: OffPolicyConfig = field(default_factory=_core)

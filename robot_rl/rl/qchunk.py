@@ -41,8 +41,8 @@ class QChunkConfig:
     choice: BestOfConfig = field(default_factory=lambda: BestOfConfig(candidates=16, sample_steps=4))
     """Candidates and how the online critic chooses among them, in acting and for the backup."""
     backup_candidates: int = 8
-    """Chunks of the base that the backup chooses among; fewer cost less and overestimate less. 0 for as many as acting
-    has."""
+    """Chunks of the base that the backup chooses among, at most; fewer cost less and overestimate less. 0 for as many
+    as acting."""
     decision: DecisionConfig = field(default_factory=lambda: DecisionConfig(penalty=1.0))
     """Reward and discount of a chunk."""
     core: OffPolicyConfig = field(default_factory=_core)
