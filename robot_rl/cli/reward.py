@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from robot_rl.rl.rewards import RewardTrainConfig
+from robot_rl.rl.reward_training import RewardTrainConfig
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def _train(config: Train) -> None:
     from robot_rl.data.dataset import open_dataset
     from robot_rl.policies.checkpoint import load_policy
     from robot_rl.policies.success import save_classifier
-    from robot_rl.rl.rewards import train_classifier
+    from robot_rl.rl.reward_training import train_classifier
     from robot_rl.train.progress import progress, say
 
     torch.set_num_threads(config.threads)
@@ -77,7 +77,7 @@ def _train(config: Train) -> None:
         )
     save_classifier(classifier, config.out, report.to_json() | {"data": str(config.data)})
     say(report.summary())
-    if report.episodes == report.successes:
+    if report.successes == report.episodes:
         say("No failed episode among those reported on: what failure looks like is not known.", style="yellow")
     say(f"Reward: --reward classifier:{config.out}")
 
@@ -85,7 +85,7 @@ def _train(config: Train) -> None:
 def _check(config: Check) -> None:
     from robot_rl.data.dataset import open_dataset
     from robot_rl.policies.success import load_classifier
-    from robot_rl.rl.rewards import assess
+    from robot_rl.rl.reward_training import assess
     from robot_rl.train.progress import say
 
     classifier = load_classifier(config.classifier)

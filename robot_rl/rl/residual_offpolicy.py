@@ -36,11 +36,15 @@ def _core() -> OffPolicyConfig:
     return OffPolicyConfig(
         entropy_backup=False,
         temperature_learning_rate=0.0,
+        actor_learning_rate=1e-4,
+        critic_learning_rate=5e-4,
         updates_per_step=0.5,
+        actor_every=2,
         actor_reduce="min",
-        tau=0.01,
+        hidden=(128, 128),
+        tau=0.02,
         start_steps=8_000,
-        replay_capacity=300_000,
+        replay_capacity=100_000,
     )
 
 
@@ -52,15 +56,18 @@ class ResidualOffPolicyConfig:
     """Environments stepped at once."""
     block: int = 8
     """Control steps of every lane between updates."""
-    n_steps: int = 5
+    n_steps: int = 10
     """Control steps per stored row: sparse rewards travel back that many steps per update."""
-    critic_updates: int = 4_000
+    critic_updates: int = 5_000
     """First updates, which train the critic alone on what the base did, all at once when learning begins."""
-    anchor: float = 0.01
-    """Weight of the mean squared correction against the critic's value, in units of its mean magnitude."""
+    anchor: float = 1.0
+    """Weight of the mean squared distance to the corrections in the replay, against the critic's value in units of its
+    mean magnitude: the correction goes no further than what was tried (TD3+BC, arXiv 2106.06860)."""
     demonstration_share: float = 0.25
     """Share of demonstrations in a batch, where there are any."""
-    residual: ResidualPolicyConfig = field(default_factory=lambda: ResidualPolicyConfig(squashed=True))
+    residual: ResidualPolicyConfig = field(
+        default_factory=lambda: ResidualPolicyConfig(squashed=True, hidden=(128, 128))
+    )
     """The correction; its ``log_std`` is the fixed exploration noise, which also smooths the critic's targets."""
     decision: DecisionConfig = field(default_factory=DecisionConfig)
     """Reward of a control step."""
@@ -69,11 +76,11 @@ class ResidualOffPolicyConfig:
 
 
 class CorrectionProposal(Proposal):
-    """The correction is the critic's action; the actor climbs its value and is held near zero by ``anchor``.
+    """The correction is the critic's action; the actor climbs its value, held near what was tried by ``anchor``.
 
     Args:
         policy: whose correction is learned.
-        anchor: weight of the mean squared correction.
+        anchor: weight of the mean squared distance to the replay's corrections.
     """
 
     def __init__(self, policy: ResidualPolicy, anchor: float) -> None:
@@ -82,7 +89,7 @@ class CorrectionProposal(Proposal):
         self.noise_size = policy.spec.action.size
         self.register_buffer("std", policy.log_std.detach().exp(), persistent=False)
         self.held = True
-        """Whether the actor stays as it is, while the critic alone learns."""
+        """Whether the actor keeps its zero correction, while the critic alone learns."""
         self._size = torch.zeros(())
 
     def explore(self, state: Tensor, eps: Tensor) -> Tensor:
@@ -95,14 +102,18 @@ class CorrectionProposal(Proposal):
         return self.explore(batch["next_state"], eps), batch["reward"].new_zeros(len(eps))
 
     def value(self, batch: Batch, eps: Tensor, critic: ActionValue) -> tuple[Tensor, Tensor]:
-        """Return values (E, B) of the corrections in units of their mean magnitude, less the anchor's pull."""
+        """Return values (E, B) of the corrections, in units of their mean magnitude, less the anchor's pull.
+
+        The log-densities (B,) are zero, and while the actor is held its gradient is zero as well.
+        """
         u = self.actor(batch["state"])
         if self.held:
-            u = u.detach()
+            u = 0 * u
         self._size = u.detach().square().mean()
         value = critic(batch["state"], u, frozen=True)
-        value = value / value.detach().abs().mean().clamp_min(1e-6) - self.anchor * u.square().mean(-1)
-        return value, value.new_zeros(len(eps))
+        away = (u - batch["action"]).square().mean(-1)
+        value = value / value.detach().abs().mean().clamp_min(1e-6) - self.anchor * away
+        return value, 0 * u.sum(-1)
 
     def metrics(self) -> dict[str, float]:
         """Return the root mean square of the corrections of the latest update, before noise."""
@@ -262,6 +273,7 @@ class CorrectionLearner(OffPolicyLearner):
         while 0 < core.updates < self.critic_updates:
             slices = min(32, self.critic_updates - core.updates)
             metrics |= core.update(self.replay.sample(slices, core.config.batch_size, self.shares))
+            metrics["updates"] = float(core.updates)
         return metrics | proposal.metrics()
 
 
