@@ -38,7 +38,8 @@ EXPLANATION = (
     "Lateness: wake-up of a tick against its absolute deadline. Latency: measurement of an observation to the first "
     "command that its chunk brought about, over ROS 2 both ways; that command may replace the one of the present tick "
     "(share_within_tick of all). Peers ran in turn with it. rclpy_timer: the same tick from an rclpy timer. on_ticks: "
-    "no command is replaced, so that a chunk waits for the next tick. unpinned: the loop has no processor of its own. "
+    "no command is replaced, so that a chunk waits for the next tick. pinned: loop and policy on a processor each, "
+    "which is for machines with nothing else to do. "
     "aligned_best_case: computed from on_ticks, for observations taken at that moment of the step from which chunks "
     "arrive best before a tick (the best offset in hindsight); inference and transport vary too much for it."
 )
@@ -46,7 +47,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "loop": {},
     "timer": {},
     "on_ticks": {"replace_within_tick": False},
-    "unpinned": {"pin": False},
+    "pinned": {"pin": True},
     "realtime": {"realtime_priority": 50},
 }
 """Settings of the executor by kind of run."""
@@ -86,7 +87,7 @@ def policy_role(output: Path, stop: threading.Event, kind: str) -> None:
     link = TimedLink()
     try:
         trace_network(policy)
-        serve(policy, link, stop, pin=kind not in ("timer", "unpinned"))
+        serve(policy, link, stop, pin=kind == "pinned")
     finally:
         link.close()
     parameters = sum(one.numel() for one in policy.parameters())
@@ -368,7 +369,7 @@ def benchmark(seconds: float, rounds: int) -> None:
         peers={
             "rclpy_timer": runs["timer"].figures(),
             "on_ticks": runs["on_ticks"].figures(),
-            "unpinned": runs["unpinned"].figures(),
+            "pinned": runs["pinned"].figures(),
             "same loop with SCHED_FIFO where permitted": runs["realtime"].figures(),
             "aligned_best_case": aligned(runs["on_ticks"].parts),
         },

@@ -1,12 +1,15 @@
 """Who may write commands: a state machine with exactly one writer and a latched stop.
 
-    IDLE ──enable──► HOLD (waits for a fresh plan) ──plan──► AUTO ◄──hand back + plan── HOLD ◄── faults, operator
-      ▲                                                        │ take over (one press)        ▲
-      │ reset                                                  ▼                              │ heartbeat lost
-    STOPPED (latched) ◄── emergency stop, from anywhere ──── HUMAN ──────────────────────────┘
+    IDLE ──enable──► HOLD (waits for a fresh plan) ──plan──► ALIGN ──blended──► AUTO
+      ▲               ▲  ▲                                     │                 │
+      │ reset         │  └─── faults, operator, hand back ─────┴──────┬──────────┘
+      │               │ hand back, heartbeat lost                     │ take over (one press)
+    STOPPED (latched) └───────────────────────────────────────────── HUMAN
+      ▲ emergency stop, from anywhere
 
 Nothing moves after an emergency stop until it is reset, and then enabled. Control never goes to the policy without an
-explicit act and a plan made after it.
+explicit act and a plan made after it; while it does (ALIGN), commands go over smoothly from the last one to the plan.
+The operator's devices wish for motions, which are added to the last command: they need no alignment.
 """
 
 from __future__ import annotations
@@ -35,10 +38,14 @@ class Mode(str, Enum):
     """The operator writes."""
     STOPPED = "stopped"
     """Latched after an emergency stop or a fault of the robot: reset, then enable."""
+    ALIGN = "align"
+    """The policy writes, blended from the last command into its plan: not yet what it would do by itself."""
 
 
-WRITERS = {Mode.AUTO: "policy", Mode.HUMAN: "human"}
+WRITERS = {Mode.AUTO: "policy", Mode.ALIGN: "policy", Mode.HUMAN: "human"}
 """Who writes in which mode; nobody in the others."""
+DRIVEN = (Mode.AUTO, Mode.ALIGN)
+"""Modes in which the policy writes."""
 
 REASONS = (
     "started",
@@ -85,6 +92,8 @@ class ArbiterConfig:
     """Seconds without a reading after which the operator counts as lost."""
     plan_timeout: float = 2.0
     """Seconds to wait for a fresh plan after enabling or handing back before giving up."""
+    align_seconds: float = 0.3
+    """Seconds for which commands are blended into the policy's plan before it drives alone; 0 leaves ALIGN out."""
     starvation_resume: float = 0.5
     """Seconds within which a starved policy may resume by itself with a fresh plan."""
 
@@ -146,16 +155,24 @@ class Arbiter:
         """Take control away from whoever writes; ``resumable`` lets a fresh plan that comes soon go on by itself."""
         if self.mode not in WRITERS:
             return
-        self.plan_requested = resumable and self.mode is Mode.AUTO
+        self.plan_requested = resumable and self.mode in DRIVEN
         self._plan_deadline = now + self.config.starvation_resume
         self._go(now, Mode.HOLD, reason)
 
     def plan_ready(self, now: float) -> None:
-        """Report a plan made after `plan_requested` rose: the policy takes control."""
+        """Report a plan made after `plan_requested` rose: the policy takes control, blended in at first."""
         if self.plan_requested and self.mode is Mode.HOLD:
             self.plan_requested = False
             self._engageable = self._rested(now)
-            self._go(now, Mode.AUTO, {"policy_starved": "policy_resumed"}.get(self.reason, self.reason))
+            reason = {"policy_starved": "policy_resumed"}.get(self.reason, self.reason)
+            self._go(now, Mode.ALIGN if self.config.align_seconds > 0 else Mode.AUTO, reason)
+
+    def blend(self, now: float) -> float:
+        """Return the policy's share in [0, 1] of the command at the monotonic time ``now``: smooth while in ALIGN."""
+        if self.mode is not Mode.ALIGN:
+            return 1.0
+        share = min(1.0, max(0.0, (now - self.since) / self.config.align_seconds))
+        return share * share * (3.0 - 2.0 * share)
 
     def request_plan(self, now: float, reason: str) -> None:
         """Hold, and give control to the policy as soon as it has planned from a fresh observation."""
@@ -165,7 +182,7 @@ class Arbiter:
 
     def _handle(self, now: float, event: OperatorEvent) -> None:
         settled = now - self.since >= self.config.dwell
-        if event is OperatorEvent.TAKE_OVER and self.mode in (Mode.AUTO, Mode.HOLD):
+        if event is OperatorEvent.TAKE_OVER and self.mode in (*DRIVEN, Mode.HOLD):
             self._take_over(now, "operator_takeover")
         elif event is OperatorEvent.HOLD:
             self.plan_requested = False
@@ -190,7 +207,9 @@ class Arbiter:
             self._engageable |= self._rested(now)
         else:
             self._released_since = None
-        if self.mode is Mode.AUTO and config.takeover_by_motion and self._engageable and wish >= config.engage:
+        if self.mode is Mode.ALIGN and self.blend(now) >= 1.0:
+            self._go(now, Mode.AUTO, self.reason)
+        if self.mode in DRIVEN and config.takeover_by_motion and self._engageable and wish >= config.engage:
             self._take_over(now, "operator_motion")
         if self.mode is Mode.HUMAN and (operator is None or now - operator.stamp > config.heartbeat_timeout):
             self._go(now, Mode.HOLD, "operator_lost")

@@ -242,7 +242,9 @@ def _in_process(
             failures.append(error)
 
     inference = threading.Thread(
-        target=guarded, args=(lambda: serve(policy, transport.policy, policy_stop, seed=config.seed),), name="policy"
+        target=guarded,
+        args=(lambda: serve(policy, transport.policy, policy_stop, seed=config.seed, pin=settings.pin),),
+        name="policy",
     )
     loop = threading.Thread(target=guarded, args=(lambda: executor.run(stop, config.duration),), name="executor")
     executor.connect()

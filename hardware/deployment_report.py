@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hardware.arbiter import Mode
+
 
 @dataclass
 class DeploymentReport:
@@ -34,7 +36,7 @@ class DeploymentReport:
     chunks: Mapping[str, int]
     """Chunks by what became of them."""
     modes: Sequence[tuple[float, float, str]]
-    """(start, end, mode) in seconds; ``IDLE``, ``AUTO``, ``HOLD``, ``HUMAN`` or ``STOPPED``."""
+    """(start, end, mode) in seconds; ``IDLE``, ``AUTO`` (ALIGN is counted here), ``HOLD``, ``HUMAN`` or ``STOPPED``."""
     mode_changes: Sequence[Mapping[str, Any]]
     """``time``, ``mode`` and ``reason`` of every change."""
     events: Sequence[tuple[float, str]]
@@ -67,13 +69,18 @@ class DeploymentReport:
         )
 
 
+def _driver(mode: str) -> str:
+    """Return the mode as drawn: while it is blended in, it is the policy that drives."""
+    return "AUTO" if mode == Mode.ALIGN.value else mode.upper()
+
+
 def make_report(
     executed: dict[str, Any], served: dict[str, Any] | None, transport: str, note: str, path: Path
 ) -> DeploymentReport:
     """Return the report of what the executor (``executed``) and the policy side (``served``) say they did."""
     changes = executed["mode_changes"]
     ends = [change["time"] for change in changes[1:]] + [executed["seconds"]]
-    modes = [(change["time"], end, change["mode"].upper()) for change, end in zip(changes, ends, strict=True)]
+    modes = [(change["time"], end, _driver(change["mode"])) for change, end in zip(changes, ends, strict=True)]
     steps = max(1, sum(executed["acted"].values()))
     return DeploymentReport(
         transport=transport,

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from hardware.arbiter import Arbiter, ArbiterConfig, Mode
+from hardware.arbiter import DRIVEN, Arbiter, ArbiterConfig, Mode
 from hardware.journal import RunTimes, StepJournal, report_of, status_of
 from hardware.operator import OperatorInbox
 from hardware.playback import Playback
@@ -82,7 +82,11 @@ class Executor:
         resting = rate_elements(robot)
         self.safety = SafetyChain(robot.limits, self.dt, tolerances(config, robot.spec.rate_hz), workspace, resting)
         self.arbiter = Arbiter(
-            ArbiterConfig(takeover_by_motion=config.takeover_by_motion, heartbeat_timeout=config.operator_timeout)
+            ArbiterConfig(
+                takeover_by_motion=config.takeover_by_motion,
+                heartbeat_timeout=config.operator_timeout,
+                align_seconds=config.blend_seconds,
+            )
         )
         size = robot.spec.action.size
         self.playback = Playback(
@@ -111,7 +115,6 @@ class Executor:
         self._accepted: float | None = None
         self._epoch = 0
         self._flushed, self._new_episode = False, False
-        self._auto_since = -np.inf
         self._anchor = np.zeros(size)
         self._next_status = -np.inf
         self._mode = Mode.IDLE
@@ -298,7 +301,7 @@ class Executor:
         self.safety.anchor(self.robot.hold_command())
         outcomes = getattr(self.robot, "outcomes", [])
         self.journal.end_episode(outcomes[-1] if outcomes else None)
-        if self.arbiter.mode is Mode.AUTO or self.arbiter.plan_requested:
+        if self.arbiter.mode in DRIVEN or self.arbiter.plan_requested:
             self.arbiter.request_plan(now, "episode_restart")
         self._flushed, self._new_episode = False, True
         self._tick = 0
@@ -346,7 +349,7 @@ class Executor:
         elif self._flushed and not self.playback.starved:
             self.arbiter.plan_ready(now)
             self._flushed = False
-            self._auto_since, self._anchor = now, self._rest()
+            self._anchor = self._rest()
 
     def _rest(self) -> np.ndarray:
         """Return the command (A,) that blending starts from: the last one, or zero for rates."""
@@ -359,14 +362,14 @@ class Executor:
             self._human_target = self._driven()
             reading = self.operator.reading
             return self._human_target, -np.inf if reading is None else reading.stamp, 0
-        if self.arbiter.mode is not Mode.AUTO:
+        if self.arbiter.mode not in DRIVEN:
             return None, now, 0
         wanted = self.playback.target(phase, last)
         if wanted is None:
             return None, now, SafetyFlag.POLICY_STARVED
-        share = (now - self._auto_since + self.dt) / self.config.blend_seconds if self.config.blend_seconds > 0 else 1.0
+        share = self.arbiter.blend(now + self.dt)
         if share < 1.0:
-            wanted = self._anchor + share * share * (3.0 - 2.0 * share) * (wanted - self._anchor)
+            wanted = self._anchor + share * (wanted - self._anchor)
         return wanted, self.playback.stamp, 0
 
     def _driven(self) -> np.ndarray:
@@ -397,7 +400,7 @@ class Executor:
         now = self._now()
         if not replacement:
             self.latency.add(now - self._observation.stamp)
-        if self._accepted is not None and self.arbiter.mode is Mode.AUTO:
+        if self._accepted is not None and self.arbiter.mode in DRIVEN:
             self.reaction.add(now - self._accepted)
         self._accepted = None
         return 0

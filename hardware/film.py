@@ -16,6 +16,7 @@ from hardware.robots.sim import SimRobot
 
 COLOURS = {
     Mode.AUTO: (15, 138, 109),
+    Mode.ALIGN: (15, 138, 109),
     Mode.HUMAN: (209, 138, 19),
     Mode.STOPPED: (194, 59, 49),
     Mode.HOLD: (138, 148, 163),

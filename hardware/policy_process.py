@@ -180,7 +180,7 @@ def serve(
     *,
     seed: int | None = None,
     warm: bool = True,
-    pin: bool = True,
+    pin: bool = False,
 ) -> PolicyReport:
     """Serve ``policy`` over ``link`` until ``stop`` is set, and return what was done.
 

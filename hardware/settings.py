@@ -25,7 +25,7 @@ class ExecutorConfig:
     """Between policy steps: hold the action from the step's start, as in evaluation, or approach it linearly by the
     step's end (smoother, and on average half a step later)."""
     blend_seconds: float = 0.3
-    """Time over which control is handed to the policy after enabling or a hand-back."""
+    """Time over which control is handed to the policy after enabling or a hand-back (mode ALIGN); 0 for none."""
     human_speed: float = 0.5
     """Speed of a full operator deflection, as a share of the velocity limit."""
     takeover_by_motion: bool = True
@@ -47,8 +47,9 @@ class ExecutorConfig:
     replace_within_tick: bool = True
     """Whether a chunk that arrives between ticks may replace the present tick's command at once, on a robot that takes
     a second command (``accepts_replacement``), instead of waiting up to a tick; see `hardware.safety.chain`."""
-    pin: bool = True
-    """Keep the loop on a processor of its own, which the policy keeps off, where there is more than one."""
+    pin: bool = False
+    """Keep the loop on one processor, which the policy keeps off, where there is more than one. For a computer that
+    runs nothing else: where other programs fill the processors, a loop that cannot move misses ticks."""
     realtime_priority: int = 50
     """Real-time priority (SCHED_FIFO) of the loop where the system permits it; 0 asks for none."""
 

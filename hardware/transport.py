@@ -34,7 +34,7 @@ class ExecutorStatus:
     """What the executor is doing, published a few times per second and on every change of mode."""
 
     mode: str
-    """State of the arbiter: ``idle``, ``auto``, ``hold``, ``human`` or ``stopped``."""
+    """State of the arbiter: ``idle``, ``align``, ``auto``, ``hold``, ``human`` or ``stopped``."""
     writer: str
     """Who writes commands now: ``policy``, ``human`` or ``none``."""
     reason: str

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 STATUS_NAME = "robot_rl executor"
 """Name of the executor's diagnostic."""
-_LEVELS = {"auto": b"\x00", "human": b"\x00", "idle": b"\x01", "hold": b"\x01", "stopped": b"\x02"}
+_LEVELS = {"auto": b"\x00", "align": b"\x00", "human": b"\x00", "idle": b"\x01", "hold": b"\x01", "stopped": b"\x02"}
 _STAMP_PREFIX = "stamp:"
 _POLICY_PREFIX = "policy/"
 _EVENTS = tuple(OperatorEvent)

@@ -30,6 +30,8 @@ class PolicyNodeConfig:
     """Threads of the inference; 1 leaves the other cores to the control loop."""
     trace: bool = False
     """Run the network without Python between its operations: the same numbers, sooner (see `trace_network`)."""
+    pin: bool = False
+    """Keep off the processor of a control loop that is pinned too."""
     seed: int = 0
     """Seed of the policy's sampling."""
     robot_timeout: float = 60.0
@@ -61,7 +63,7 @@ def run(config: PolicyNodeConfig, endpoint: Endpoint, stop: threading.Event) -> 
     if robot is None:
         return
     policy.spec.require(robot, f"Policy '{config.policy}'", "the robot")
-    report = serve(policy, link, stop, warm=False)
+    report = serve(policy, link, stop, warm=False, pin=config.pin)
     inference = report.inference.summary("inference")
     logger.info("served %d steps with %d chunks, %s", report.steps, report.chunks, inference)
     if config.report:

@@ -200,6 +200,7 @@ def policy_command(deployment: RosDeployment) -> list[str]:
         *("--policy", str(deployment.policy)),
         *("--threads", str(deployment.policy_threads)),
         *("--report", str(deployment.log_directory / POLICY_REPORT)),
+        *(["--pin"] if deployment.executor_options.get("pin") else []),
     ]
 
 

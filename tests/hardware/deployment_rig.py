@@ -88,7 +88,7 @@ class Rig:
     def start(self):
         """Enable and run until the policy drives."""
         self.tick(OperatorEvent.ENABLE)
-        assert self.mode == "auto"
+        assert self.mode in ("align", "auto")
         return self
 
     @property

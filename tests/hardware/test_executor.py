@@ -262,11 +262,62 @@ def test_hand_back_flushes_the_queue_and_blends_from_the_last_command():
     before = rig.executor.safety.command.copy()
     rig.tick(OperatorEvent.HAND_BACK)
     rig.tick(count=rig.executor.ticks_per_step)
-    assert (rig.mode, rig.reason) == ("auto", "hand_back")
+    assert (rig.mode, rig.reason) == ("align", "hand_back")
     assert rig.policy.planned == planned + 1
     assert rig.executor.playback.step > step + 100
     assert np.abs(rig.executor.safety.command - before).max() < 2e-3
     assert rig.moved(60).max() <= 1.0 * rig.executor.dt
+    assert (rig.mode, rig.reason) == ("auto", "hand_back")
+
+
+def test_control_goes_over_smoothly_in_align_and_fully_in_auto():
+    rig = Rig(blend_seconds=0.3)
+    rig.tick(OperatorEvent.ENABLE)
+    assert (rig.mode, rig.executor.arbiter.writer) == ("align", "policy")
+    anchor, modes, shares = rig.executor._anchor.copy(), [], []
+    for _ in range(40):
+        rig.tick()
+        modes.append(rig.mode)
+        action = rig.executor.playback.action()
+        shares.append(((rig.executor.safety.command - anchor) / (action - anchor))[0])
+    assert modes == ["align"] * 29 + ["auto"] * 11  # and the one of the tick above: 0.3 s
+    assert shares[0] < 0.02
+    assert np.abs(np.diff(rig.plain.commands[-40:-11], n=2, axis=0)).max() <= 10 * rig.executor.dt**2 + 1e-12
+    assert rig.executor.arbiter.blend(rig.clock.now) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("event", "mode"),
+    [
+        (OperatorEvent.TAKE_OVER, "human"),
+        (OperatorEvent.HOLD, "hold"),
+        (OperatorEvent.EMERGENCY_STOP, "stopped"),
+    ],
+)
+def test_aligning_ends_within_one_tick_of_what_the_operator_asks(event, mode):
+    rig = Rig(blend_seconds=0.3)
+    rig.tick(OperatorEvent.ENABLE)
+    rig.tick(count=10)
+    assert rig.mode == "align"
+    rig.tick(event)
+    assert rig.mode == mode
+
+
+def test_a_motion_takes_over_and_a_dead_policy_holds_while_aligning():
+    rig = Rig(blend_seconds=0.3)
+    rig.tick(count=20)
+    rig.tick(OperatorEvent.ENABLE)
+    rig.steering = np.array([1.0, 0.0, 0.0])
+    rig.tick()
+    assert (rig.mode, rig.reason) == ("human", "operator_motion")
+    rig = Rig(blend_seconds=5.0, late_steps=0)
+    rig.tick(OperatorEvent.ENABLE)
+    rig.alive = False
+    rig.tick(count=25)
+    assert (rig.mode, rig.reason) == ("hold", "policy_starved")
+    rig.alive = True
+    rig.tick(count=8)
+    assert (rig.mode, rig.reason) == ("align", "policy_resumed")
 
 
 def test_a_hand_back_right_after_the_takeover_is_flicker():
