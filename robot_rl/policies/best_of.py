@@ -30,9 +30,11 @@ class BestOfConfig:
     edit_scale: float = 0.1
     """Largest edit of an action, in the critic's normalised units."""
     edit_steps: int = 0
-    """Steps of the executed chunk that get edits of their own, each held; 0 for every step."""
+    """Edits per executed chunk, each held over its part of the steps; 0, or more than there are, for every step."""
     edit_hidden: tuple[int, ...] = (256, 256)
     """Widths of the editing network."""
+    edit_log_std: float = -1.5
+    """Initial log standard deviation of an edit before tanh and scale: small, so that learning starts from the base."""
     execute_steps: int = 0
     """Actions executed before the next choice; 0 for as many as the base executes."""
     choose_by: Literal["min", "mean"] = "mean"
@@ -59,16 +61,21 @@ class ChunkEditor(nn.Module):
 
     def __init__(self, critic: ChunkCritic, config: BestOfConfig) -> None:
         super().__init__()
-        steps = config.edit_steps or critic.config.steps
-        if steps < 1 or critic.config.steps % steps:
-            raise ConfigError(f"edit_steps={steps} does not divide the {critic.config.steps} executed steps")
-        if config.edit_scale < 0:
-            raise ConfigError(f"edit_scale must not be negative, got {config.edit_scale}")
-        self.scale, self.steps, self.repeat = config.edit_scale, steps, critic.config.steps // steps
+        if config.edit_scale < 0 or config.edit_steps < 0:
+            raise ConfigError(
+                f"edit_scale and edit_steps must not be negative, got {config.edit_scale}, {config.edit_steps}"
+            )
+        executed = critic.config.steps
+        steps = min(config.edit_steps or executed, executed)
+        self.scale, self.steps = config.edit_scale, steps
+        self.register_buffer("part", torch.arange(executed) * steps // executed, persistent=False)
         self.noise_size = steps * critic.spec.action.size
         # The entropy of a scaled edit differs from that in (-1, 1)^d by this; without any edit there is nothing to add.
         self.log_volume = self.noise_size * math.log(self.scale) if self.scale > 0 else 0.0
         self.actor = SquashedGaussian(critic.state_size + critic.action_size, self.noise_size, config.edit_hidden, True)
+        with torch.no_grad():
+            self.actor.net.weights[-1].mul_(0.1)
+            self.actor.net.biases[-1][..., self.noise_size :].fill_(config.edit_log_std)
         low, high = critic.bounds()
         # Kept in the checkpoint: when one is read, the critic's normaliser is not yet there to ask.
         self.register_buffer("low", low)
@@ -83,7 +90,7 @@ class ChunkEditor(nn.Module):
             eps: standard normal (B, noise_size).
         """
         raw, log_prob = self.actor(torch.cat([state, action], dim=-1), eps)
-        held = raw.unflatten(-1, (self.steps, -1)).repeat_interleave(self.repeat, dim=-2).flatten(-2)
+        held = raw.unflatten(-1, (self.steps, -1)).index_select(-2, self.get_buffer("part")).flatten(-2)
         edited = (action + self.scale * held).clamp(self.get_buffer("low"), self.get_buffer("high"))
         return edited, log_prob - self.log_volume
 

@@ -21,7 +21,9 @@ from robot_rl.train.run import Run
 
 
 def _choice() -> BestOfConfig:
-    return BestOfConfig(candidates=8, edits=8, edit_scale=0.1, choose_by="min", choose_members=2, sample_steps=4)
+    return BestOfConfig(
+        candidates=8, edits=8, edit_scale=0.2, edit_steps=2, choose_by="min", choose_members=2, sample_steps=4
+    )
 
 
 def _core() -> OffPolicyConfig:

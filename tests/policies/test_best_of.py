@@ -160,8 +160,13 @@ def test_edits_can_be_held_over_steps():
     assert policy.editor.noise_size == 2
     edited, _ = policy.editor(torch.randn(5, 3), torch.zeros(5, 4), torch.randn(5, 2))
     torch.testing.assert_close(edited[:, :2], edited[:, 2:])
-    with pytest.raises(ConfigError, match="does not divide"):
-        with_edits(edit_steps=3)
+    uneven = with_edits(scale=0.3, steps=3, edit_steps=2)
+    edited, _ = uneven.editor(torch.randn(5, 3), torch.zeros(5, 6), torch.randn(5, 4))
+    torch.testing.assert_close(edited[:, :2], edited[:, 2:4])
+    assert not torch.allclose(edited[:, 2:4], edited[:, 4:])
+    assert with_edits(edit_steps=9).editor.noise_size == 4
+    with pytest.raises(ConfigError, match="negative"):
+        with_edits(edit_steps=-1)
 
 
 def test_without_scale_an_edit_changes_nothing_and_the_choice_is_best_of_n():
