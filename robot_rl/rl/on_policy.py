@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import repeat
 from typing import Any, Literal
 
 import numpy as np
@@ -120,17 +119,17 @@ class _Batch:
 
     def shuffled(self, order: Tensor, parts: int) -> Iterator[_Batch]:
         """Yield ``parts`` of the rows in the given order."""
+        parts = min(parts, len(order))
 
-        def columns(trace: Trace) -> Iterator[dict[str, Tensor]]:
-            chunks = [rows[order].chunk(parts) for rows in trace.values()]
-            return (
-                (dict(zip(trace, chunk, strict=True)) for chunk in zip(*chunks, strict=True)) if chunks else repeat({})
-            )
+        def split(rows: Tensor) -> tuple[Tensor, ...]:
+            return rows[order].tensor_split(parts)
 
-        rest = (self.critic_input, self.advantage, self.target, self.old_score)
-        split = [rows[order].chunk(parts) for rows in rest]
-        fresh = self.fresh[order].chunk(parts)
-        return map(_Batch, columns(self.trace), *split, columns(self.snapshot), fresh)
+        def columns(trace: Trace) -> list[Trace]:
+            pieces = {key: split(rows) for key, rows in trace.items()}
+            return [{key: piece[i] for key, piece in pieces.items()} for i in range(parts)]
+
+        numbers = map(split, (self.critic_input, self.advantage, self.target, self.old_score))
+        return map(_Batch, columns(self.trace), *numbers, columns(self.snapshot), split(self.fresh))
 
 
 class OnPolicyLearner:
@@ -220,7 +219,8 @@ class OnPolicyLearner:
                 actor.reset(done)
             self._observation = step.observation
         rollout = store.finish(actor.due, actor.look_ahead(self._observation), final)
-        rollout.carried_score, self._carried_score = self._carried_score, self._score_open(rollout)
+        rollout.carried_score = self._carried_score
+        self._carried_score = self._score_open(rollout)
         return rollout
 
     @torch.no_grad()
@@ -246,16 +246,17 @@ class OnPolicyLearner:
         train_actor = self.iterations >= config.warmup_iterations
         sums = dict.fromkeys(("value_loss", "policy_loss", "kl", "clipped", "entropy", "anchor_kl"), 0.0)
         steps, logged, stop, kl = 0, 0, not train_actor, 0.0
-        weight, clip = actor.inner_weight(), actor.inner_clip(config.clip)
+        device, last = batch.advantage.device, min(config.minibatches, len(batch.advantage)) - 1
+        weight, clip = actor.inner_weight().to(device), actor.inner_clip(config.clip).to(device)
         for _ in range(config.epochs):
-            order = torch.randperm(len(batch.advantage), generator=self._generator).to(batch.advantage.device)
+            order = torch.randperm(len(batch.advantage), generator=self._generator).to(device)
             for i, part in enumerate(batch.shuffled(order, config.minibatches)):
                 values, loss = self._critic_loss(part)
                 if not stop:
                     log_ratio = actor.score(part.trace) - part.old_score
                     if steps == 0:
                         _require_unit_ratio(log_ratio[part.fresh])
-                    watched = i == config.minibatches - 1
+                    watched = i == last
                     if watched or config.target_kl or part.snapshot:
                         kl = distributed.mean(self._divergence(part, log_ratio), len(log_ratio))
                     stop = config.target_kl > 0 and kl > config.target_kl
@@ -271,7 +272,7 @@ class OnPolicyLearner:
                         sums["entropy"] += actor.entropy(part.trace).item()
                 sums["value_loss"] += loss.item()
                 self._descend(loss if stop else loss + policy_loss, not stop, len(values))
-        counts = {"value_loss": config.epochs * config.minibatches, "clipped": logged, "entropy": logged, "kl": 1}
+        counts = {"value_loss": config.epochs * (last + 1), "clipped": logged, "entropy": logged, "kl": 1}
         metrics |= {key: total / max(counts.get(key, steps), 1) for key, total in (sums | {"kl": kl}).items()}
         metrics |= {
             "learning_rate": self._rate_factor * config.actor_learning_rate,
