@@ -55,10 +55,10 @@ class StateEncoder(nn.Module):
 class ClassifierConfig:
     """Shape of the classifier on top of its encoder."""
 
-    hidden: tuple[int, ...] = (128, 128)
+    hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers."""
     dropout: float = 0.1
-    """Share of features dropped while training."""
+    """Share of the last hidden layer dropped while training."""
 
 
 class SuccessClassifier(nn.Module):
@@ -80,9 +80,8 @@ class SuccessClassifier(nn.Module):
         with torch.no_grad():
             zeros = {k: torch.zeros(1, self.obs_steps, *a.shape) for k, a in self.spec.observation.items()}
             self.feature_size = int(encoder.encode(zeros).shape[-1])
-        self.net = nn.Sequential(
-            nn.Dropout(config.dropout), *mlp((self.feature_size, *config.hidden, 1), layer_norm=True)
-        )
+        layers = list(mlp((self.feature_size, *config.hidden, 1), layer_norm=True))
+        self.net = nn.Sequential(*layers[:-1], nn.Dropout(config.dropout), layers[-1])
 
     def train(self, mode: bool = True) -> SuccessClassifier:
         """Set the mode of the classifier; its encoder stays in evaluation mode."""

@@ -31,13 +31,13 @@ class RewardTrainConfig:
     """Frames before those that count as neither."""
     obs_steps: int = 1
     """Newest observations that the classifier sees, where it has no policy's encoder."""
-    steps: int = 1_000
+    steps: int = 600
     """Optimiser steps."""
     batch_size: int = 256
     """Frames per step, half of them success."""
     learning_rate: float = 1e-3
     """AdamW's step size; follows a cosine to zero."""
-    weight_decay: float = 1e-3
+    weight_decay: float = 1e-2
     """AdamW's weight decay."""
     label_smoothing: float = 0.05
     """Labels are 1 - s/2 and s/2 rather than 1 and 0."""
