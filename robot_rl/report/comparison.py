@@ -90,7 +90,10 @@ def _headline(rows: Sequence[Mapping[str, Any]]) -> str:
         return "Nothing was measured"
     best = rows[0]
     before = best["success"] - best["gain"]
-    return f"{escape(best['method'])}: <s>{100 * before:.3g} %</s> → <em>{100 * best['success']:.3g} %</em>"
+    level = sum(row["interval"][1] >= best["interval"][0] for row in rows[1:])
+    others = f", {level} other{'s' * (level > 1)} level with it" if level else ""
+    figures = f"<s>{100 * before:.3g} %</s> → <em>{100 * best['success']:.3g} %</em>"
+    return f"{figures} with {escape(best['method'])}{others}"
 
 
 def _what(results: Mapping[str, Any]) -> str:

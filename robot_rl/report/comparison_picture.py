@@ -30,7 +30,7 @@ def write_comparison_picture(results: Mapping[str, Any], path: Path, title: str 
         figure = Figure(figsize=(13, 2.2 + 0.26 * max(6, len(rows))), dpi=120, facecolor="white", layout="constrained")
         panels = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
         _intervals(panels[0], results, rows)
-        _curves(panels[1], results, rows, "curve_steps", "environment steps")
+        _curves(panels[1], results, rows, "curve_steps", "thousand environment steps", 1e-3)
         _curves(panels[2], results, rows, "curve_minutes", "minutes")
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
@@ -52,14 +52,17 @@ def _intervals(axes: Any, results: Mapping[str, Any], rows: list[Mapping[str, An
     _bare(axes)
 
 
-def _curves(axes: Any, results: Mapping[str, Any], rows: list[Mapping[str, Any]], key: str, label: str) -> None:
+def _curves(
+    axes: Any, results: Mapping[str, Any], rows: list[Mapping[str, Any]], key: str, label: str, unit: float = 1.0
+) -> None:
     axes.axhline(100 * results["bases"]["base"]["success"], color=BASE, lw=1.2, ls="--")
     for index, row in enumerate(rows):
         curve, colour = row[key], COLOURS[index % len(COLOURS)]
         low, high, mean = ([100 * value for value in curve[name]] for name in ("low", "high", "mean"))
+        x = [unit * value for value in curve["x"]]
         if len(row["seeds"]) > 1:
-            axes.fill_between(curve["x"], low, high, color=colour, alpha=0.12, lw=0)
-        axes.plot(curve["x"], mean, marker="o", color=colour, ms=2.5, lw=1.4, ls="-" if index < len(COLOURS) else "--")
+            axes.fill_between(x, low, high, color=colour, alpha=0.12, lw=0)
+        axes.plot(x, mean, marker="o", color=colour, ms=2.5, lw=1.4, ls="-" if index < len(COLOURS) else "--")
     axes.set(ylim=(0, 101), xlabel=label)
     axes.set_xlim(left=0)
     axes.set_title(f"Validation success, %, over {label}", loc="left", fontsize=9)

@@ -171,8 +171,8 @@ def _certainty(measured: Sequence[Mapping[str, Any]]) -> list[str]:
         once = [row["method"] for row in measured if len(row["seeds"]) == 1]
         subject = "Every method" if counts == {1} else _listed(once)
         said.append(
-            f"{subject} ran with one seed: its interval is that of one trained policy, and another seed may turn the "
-            "order."
+            f"{subject} ran with one seed: such an interval is that of one trained policy, and another seed may turn "
+            "the order."
         )
     if counts - {1}:
         said.append(

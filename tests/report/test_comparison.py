@@ -89,6 +89,7 @@ def test_the_page_is_complete_and_needs_nothing_else(results):
         "failed",
     ):
         assert text in page.text
+    assert "50 % → 90 % with good" in page.text
     assert html.count("<svg") == 2
     assert html.count("<polygon") == 2, "a band for the method with two seeds, over steps and over minutes"
 
@@ -96,6 +97,7 @@ def test_the_page_is_complete_and_needs_nothing_else(results):
 def test_twelve_methods_are_told_apart(results):
     results["methods"] = [row(f"method_{k}", 0.9 - 0.01 * k) for k in range(12)]
     html = render_comparison(results, title="many")
+    assert "with method_0, 11 others level with it" in html
     assert 'class="line c9"' in html
     assert 'class="line c1 dashed"' in html
     assert html.count("<polygon") == 8, "bands of the best four only"
