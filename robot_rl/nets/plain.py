@@ -14,7 +14,7 @@ TIME_FREQUENCIES = 4
 
 
 class PlainMLP(nn.Module):
-    """Backbone on chunk, condition and time together: ``depth`` hidden layers of ``width``, SiLU between them.
+    """Backbone on chunk, condition and time together: ``depth`` hidden layers of ``width``, ReLU between them.
 
     Reinforcement learning from scratch evaluates the network for many noise and time pairs of every action, so a few
     thousand multiplications per evaluation is what it can afford. The output layer starts at zero: a velocity head then
@@ -25,7 +25,7 @@ class PlainMLP(nn.Module):
         super().__init__()
         self.shape = (horizon, action_size)
         flat = horizon * action_size
-        self.net = mlp((flat + cond_size + 2 * TIME_FREQUENCIES, *([width] * depth), flat), nn.SiLU)
+        self.net = mlp((flat + cond_size + 2 * TIME_FREQUENCIES, *([width] * depth), flat), nn.ReLU)
         last = self.net[-1]
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
