@@ -13,9 +13,10 @@ from robot_rl.core.env import VecEnv
 from robot_rl.core.errors import ConfigError
 from robot_rl.core.policy import Policy
 from robot_rl.data.frames import Frames
-from robot_rl.heads.chain import chain_moments, normal_divergence, normal_log_prob
+from robot_rl.heads.base import Head
+from robot_rl.heads.chain import chain_moments
 from robot_rl.policies.chain import ChainPolicy, ChainPolicyConfig
-from robot_rl.rl.chunk_actor import ChunkActor
+from robot_rl.rl.chain_actor import ChainActor
 from robot_rl.rl.collector import DecisionConfig
 from robot_rl.rl.on_policy import OnPolicyConfig, run_on_policy
 from robot_rl.rl.ratios import Trace
@@ -58,7 +59,7 @@ class DPPOConfig:
             raise ConfigError(f"score_std must be above 0, got {self.score_std}: the last step has no noise of its own")
 
 
-class DPPOActor(ChunkActor):
+class DPPOActor(ChainActor):
     """A decision is a chunk, its inner indices are the K' tuned denoising steps, noisiest first.
 
     Each step is a Gaussian action of its own; log-densities are averaged over the executed part of the chunk.
@@ -78,26 +79,20 @@ class DPPOActor(ChunkActor):
 
     def moments(self, trace: Trace) -> tuple[Tensor, Tensor]:
         """Return mean (B, K', H, A) and floored deviation (B, K', 1, 1) of the tuned steps."""
-        policy, config = self.policy, self.config
-        mean, std = chain_moments(policy.tuned, trace["chain"], trace["cond"], policy.steps, eta=config.eta)
-        return mean, std.clamp_min(config.score_std)
+        return self._moments(self.policy.tuned, trace)
 
-    def log_prob(self, trace: Trace) -> Tensor:
-        """Return log-densities (B, K', H, A) of the tuned steps by element; their sum is that of the chain."""
-        return normal_log_prob(trace["chain"][:, 1:], *self.moments(trace))
+    def base_moments(self, trace: Trace) -> tuple[Tensor, Tensor]:
+        """Return the same of the frozen base."""
+        return self._moments(self.policy.base.head, trace)
+
+    def _moments(self, head: Head, trace: Trace) -> tuple[Tensor, Tensor]:
+        steps, eta = self.policy.steps, self.config.eta
+        mean, std = chain_moments(head, trace["chain"], trace["cond"], steps, eta=eta)
+        return mean, std.clamp_min(self.config.score_std)
 
     def score(self, trace: Trace) -> Tensor:
         """Return log-densities (B, K') of the tuned steps, averaged over the executed part of the chunk."""
         return self.log_prob(trace)[:, :, : self.execute_steps].mean((-2, -1))
-
-    def divergence_to_base(self, trace: Trace) -> Tensor:
-        """Return KL(chain || base's chain) (B,) by the chain rule, summed over the tuned steps and the whole chunk."""
-        policy = self.policy
-        mean, std = self.moments(trace)
-        with torch.no_grad():
-            chain, cond, eta = trace["chain"], trace["cond"], self.config.eta
-            base_mean, _ = chain_moments(policy.base.head, chain, cond, policy.steps, eta=eta)
-        return normal_divergence(mean, std, base_mean, std).sum((-3, -2, -1))
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the tuned network's weights."""

@@ -15,11 +15,11 @@ from robot_rl.core.errors import ConfigError
 from robot_rl.core.policy import Policy
 from robot_rl.data.frames import Frames
 from robot_rl.heads.base import require_head
-from robot_rl.heads.chain import chain_moments, normal_divergence, normal_log_prob
+from robot_rl.heads.chain import chain_moments
 from robot_rl.nets.mlp import mlp
 from robot_rl.policies.chunked import ChunkedPolicy
 from robot_rl.policies.frozen import frozen
-from robot_rl.rl.chunk_actor import ChunkActor
+from robot_rl.rl.chain_actor import ChainActor
 from robot_rl.rl.collector import DecisionConfig
 from robot_rl.rl.on_policy import OnPolicyConfig, run_on_policy
 from robot_rl.rl.ratios import Trace
@@ -106,7 +106,7 @@ class ChainNoise(nn.Module):
         return log_std.exp().unflatten(-1, self.shape)
 
 
-class ReinFlowActor(ChunkActor):
+class ReinFlowActor(ChainActor):
     """A decision is a chunk, its score one number: the log-density of the noisy chain, averaged over its elements."""
 
     policy: ChunkedPolicy
@@ -134,9 +134,10 @@ class ReinFlowActor(ChunkActor):
         mean, _ = chain_moments(self.head, trace["chain"], trace["cond"], self.steps)
         return mean, self.noise(trace["cond"])
 
-    def log_prob(self, trace: Trace) -> Tensor:
-        """Return log-densities (B, K, H, A) by element; their sum is that of the chain given its start noise."""
-        return normal_log_prob(trace["chain"][:, 1:], *self.moments(trace))
+    def base_moments(self, trace: Trace) -> tuple[Tensor, Tensor]:
+        """Return those of the base, with the noise that exploration starts with."""
+        mean, _ = chain_moments(self.base_head, trace["chain"], trace["cond"], self.steps)
+        return mean, torch.full_like(mean, self.noise.middle)
 
     def score(self, trace: Trace) -> Tensor:
         """Return the chain's log-density (B, 1), averaged over its elements.
@@ -153,18 +154,13 @@ class ReinFlowActor(ChunkActor):
         return self.noise(trace["cond"]).log().mean() + 0.5 * math.log(2 * math.pi * math.e)
 
     def divergence_to_base(self, trace: Trace) -> Tensor:
-        """Return KL(chain || base's chain with the noise of the start) (B,), or the distance from the same noise."""
-        chain, cond = trace["chain"], trace["cond"]
-        if self.config.anchor_form == "same_noise":
-            ours = self.head.sample(cond, chain[:, 0], self.steps).actions
-            with torch.no_grad():
-                theirs = self.base_head.sample(cond, chain[:, 0], self.steps).actions
-            return (ours - theirs).square().mean((-2, -1))
-        mean, std = self.moments(trace)
+        """Return KL(chain || base's chain) (B,), or the mean square distance of their chunks from the same noise."""
+        if self.config.anchor_form == "chain":
+            return super().divergence_to_base(trace)
+        noise, cond = trace["chain"][:, 0], trace["cond"]
         with torch.no_grad():
-            base_mean, _ = chain_moments(self.base_head, chain, cond, self.steps)
-        base_std = torch.full_like(std, self.noise.middle)
-        return normal_divergence(mean, std, base_mean, base_std).sum((-3, -2, -1))
+            base = self.base_head.sample(cond, noise, self.steps).actions
+        return (self.head.sample(cond, noise, self.steps).actions - base).square().mean((-2, -1))
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the weights of the velocity and of the noise."""

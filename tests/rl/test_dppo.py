@@ -143,7 +143,7 @@ def test_ddpm_is_tuned_and_evaluated_with_its_own_noise():
     assert not torch.equal(policy.sample(cond, noise), policy.sample(cond, noise))
 
 
-def test_divergence_is_the_mean_log_ratio_of_the_chains(clone):
+def test_divergence_to_the_base_is_the_mean_log_ratio_of_the_chains(clone):
     actor = make_actor(clone, 20_000)
     actor.plan({"state": np.zeros((100, 1, 1), np.float32)})
     assert actor.divergence_to_base(actor.trace).abs().max() == 0
@@ -155,6 +155,27 @@ def test_divergence_is_the_mean_log_ratio_of_the_chains(clone):
         divergence = actor.divergence_to_base(actor.trace)
     assert divergence.mean() > 0.05
     assert divergence.mean().item() == pytest.approx(ratio.mean().item(), abs=4 * ratio.std().item() / 20_000**0.5)
+
+
+def test_divergence_from_a_snapshot_is_the_mean_log_ratio_of_its_chains(clone):
+    old, new = make_actor(clone), make_actor(clone)
+    scrambled(new.policy.tuned, 0.03)
+    old.plan({"state": np.zeros((20_000, 1, 1), np.float32)})
+    with torch.no_grad():
+        snapshot = old.snapshot(old.trace)
+        assert old.divergence_from(snapshot, old.trace).abs().max() == 0
+        ratio = (old.log_prob(old.trace) - new.log_prob(old.trace)).sum((1, 2, 3))
+        divergence = new.divergence_from(snapshot, old.trace)
+    assert divergence.mean() > 0.05
+    assert divergence.mean().item() == pytest.approx(ratio.mean().item(), abs=4 * ratio.std().item() / 20_000**0.5)
+
+
+def test_adaptive_step_sizes_keep_the_divergence_near_its_target(clone):
+    core = replace(CORE, schedule="adaptive", schedule_kl=0.05, actor_learning_rate=3e-3)
+    learner = OnPolicyLearner(make_actor(clone, 16), BanditEnv(16), core)
+    metrics = [learner.iterate(0.0) for _ in range(8)]
+    assert metrics[-1]["learning_rate"] < 1e-3
+    assert 0.005 < np.mean([row["kl"] for row in metrics[-3:]]) < 0.5
 
 
 def test_composite_survives_saving(clone, tmp_path):

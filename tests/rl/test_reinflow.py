@@ -121,7 +121,7 @@ def test_bandit_is_learned_and_the_base_stays(clone):
     assert 0.08 <= metrics["noise_std"] <= 0.16
 
 
-def test_divergence_is_the_mean_log_ratio_of_the_chains(clone):
+def test_divergence_to_the_base_is_the_mean_log_ratio_of_the_chains(clone):
     actor, base = make_actor(clone), make_actor(clone)
     assert actor.divergence_to_base(trace_of(actor)).abs().max() < 1e-5
     scrambled(actor.head, 0.02)
@@ -132,6 +132,28 @@ def test_divergence_is_the_mean_log_ratio_of_the_chains(clone):
         divergence = actor.divergence_to_base(trace)
     assert divergence.mean() > 0.05
     assert divergence.mean().item() == pytest.approx(ratio.mean().item(), abs=4 * ratio.std().item() / 20_000**0.5)
+
+
+def test_divergence_from_a_snapshot_is_the_mean_log_ratio_of_its_chains(clone):
+    old, new = make_actor(clone), make_actor(clone)
+    scrambled(new.head, 0.02)
+    scrambled(new.noise, 0.3)
+    old.plan({"state": np.zeros((20_000, 1, 1), np.float32)})
+    with torch.no_grad():
+        snapshot = old.snapshot(old.trace)
+        assert old.divergence_from(snapshot, old.trace).abs().max() == 0
+        ratio = (old.log_prob(old.trace) - new.log_prob(old.trace)).sum((1, 2, 3))
+        divergence = new.divergence_from(snapshot, old.trace)
+    assert divergence.mean() > 0.05
+    assert divergence.mean().item() == pytest.approx(ratio.mean().item(), abs=4 * ratio.std().item() / 20_000**0.5)
+
+
+def test_adaptive_step_sizes_keep_the_divergence_near_its_target(clone):
+    core = replace(CORE, schedule="adaptive", schedule_kl=0.05, actor_learning_rate=3e-3)
+    learner = OnPolicyLearner(make_actor(clone, 16), BanditEnv(16), core)
+    metrics = [learner.iterate(0.0) for _ in range(8)]
+    assert metrics[-1]["learning_rate"] < 1e-3
+    assert 0.005 < np.mean([row["kl"] for row in metrics[-3:]]) < 0.5
 
 
 def test_same_noise_distance_compares_noiseless_chunks():
