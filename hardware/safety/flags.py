@@ -47,6 +47,8 @@ class SafetyFlag(IntFlag):
     REPLACED_WITHIN_TICK = 1 << 18
     """No intervention: a plan that arrived between ticks replaced the tick's command (set by the executor; recorded
     and not counted here)."""
+    CLEARANCE_LIMITED = 1 << 19
+    """Stage 9: the motion, or the stop that must remain possible after it, would come too near to something."""
 
 
 MOTION_LIMITS = (
@@ -54,6 +56,7 @@ MOTION_LIMITS = (
     | SafetyFlag.VELOCITY_LIMITED
     | SafetyFlag.ACCELERATION_LIMITED
     | SafetyFlag.WORKSPACE_LIMITED
+    | SafetyFlag.CLEARANCE_LIMITED
 )
 """Flags of commands that were limited and obeyed as far as permitted."""
 STALENESS = SafetyFlag.COMMAND_STALE | SafetyFlag.STATE_STALE | SafetyFlag.CAMERA_STALE | SafetyFlag.OPERATOR_LOST

@@ -8,6 +8,7 @@ every permitted state.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -151,7 +152,7 @@ class MotionLimiter:
         allowed = direction * np.minimum(np.minimum(size, approach), self._step_limit)
         allowed = np.minimum(np.maximum(allowed, lower), upper)
         allowed = np.minimum(np.maximum(allowed, step - change), step + change)
-        return self._bounded(position + allowed), flags
+        return self.bounded(position + allowed), flags
 
     def brake(self) -> np.ndarray:
         """Return the next command (A,) of the fastest stop that keeps the acceleration limits."""
@@ -160,18 +161,28 @@ class MotionLimiter:
             home = np.minimum(np.maximum(0.0, self.low), self.high)
             self._last_target = home  # a rest that does not move
             step = np.where(self.resting, self.limit(home)[0] - self.position, step)
-        self._last_target = self._bounded(self.position + step)
+        self._last_target = self.bounded(self.position + step)
         self._behind = True
         return self._last_target
 
     def braking_path(self, command: np.ndarray, most: int = 200) -> np.ndarray:
         """Return the commands (T, A) from ``command`` (A,) through full braking to standstill, first ``command``."""
         step = command - self.position
-        needed = min(most, int(np.ceil(np.max(np.abs(step) / self._change))))
+        needed = min(most, math.ceil((np.abs(step) / self._change).max()))
         shrink = np.arange(needed + 1)[:, None] * self._change
         steps = np.sign(step) * np.maximum(np.abs(step) - shrink, 0.0)
         steps[0] = 0.0
         return command + np.cumsum(steps, axis=0)
+
+    def window(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the smallest and largest displacement (A,) that keep all limits, full braking among them."""
+        step, change = self.step, self._change
+        room = np.stack([self._high_now - self.position, self.position - self._low_now])
+        upper, lower = braking_step(room, change)
+        low = np.maximum(np.maximum(-lower, -self._step_limit), step - change)
+        high = np.minimum(np.minimum(upper, self._step_limit), step + change)
+        braked = step - np.minimum(np.maximum(step, -change), change)
+        return np.minimum(low, braked), np.maximum(high, braked)
 
     def violations(self, command: np.ndarray) -> int:
         """Stage 11: return the flags of the limits that ``command`` (A,) breaks; 0 if it keeps all of them exactly."""
@@ -192,5 +203,6 @@ class MotionLimiter:
         if self._low_now is not self.low or self._high_now is not self.high:
             self._widen()
 
-    def _bounded(self, command: np.ndarray) -> np.ndarray:
+    def bounded(self, command: np.ndarray) -> np.ndarray:
+        """Return ``command`` (A,) inside the range that is now permitted."""
         return np.minimum(np.maximum(command, self._low_now), self._high_now)

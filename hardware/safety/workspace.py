@@ -32,7 +32,7 @@ class Workspace:
         if self.planes is not None and np.shape(self.planes)[1:] != (4,):
             raise ConfigError(f"workspace planes have shape {np.shape(self.planes)}, expected (P, 4)")
 
-    def excess(self, commands: np.ndarray) -> float:
+    def excess(self, commands: np.ndarray, permitted: float = 0.0) -> float:
         """Return by how many metres the worst of ``commands`` (T, A) is outside; not positive if all are inside."""
         points = commands[:, :3] if self.kinematics is None else self.kinematics(commands)
         worst = -np.inf
