@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
-import logging
 import os
 import signal
 import subprocess
@@ -18,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robot_rl.core.errors import ConfigError, MissingDependencyError
+from robot_rl.core.errors import ConfigError
 from robot_rl.train.progress import progress
 from robot_rl.train.run import writing
 
-_POLL_SECONDS = 0.2
-_GRACE_SECONDS = 15.0
+POLL_SECONDS = 0.2
+"""Time between looks at what runs."""
+GRACE_SECONDS = 15.0
 """Time that an interrupted child has to end in order."""
 
 
@@ -107,43 +107,6 @@ class LocalPlaces(Places):
         stop_processes(handles)
 
 
-class RayPlaces(Places):
-    """Tasks on a Ray cluster, whose machines see the same files and have the same packages.
-
-    Args:
-        count: jobs at once, 0 for as many as the cluster has processors.
-        address: of the cluster, as for `connect_ray`.
-    """
-
-    def __init__(self, count: int = 0, address: str = "") -> None:
-        self._ray = connect_ray("compare --cluster", address)
-        processors = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
-        self.count = min(count or processors, processors)
-        self.threads = max(1, processors // self.count)
-
-    def start(self, job: Job) -> Any:
-        """Submit the job."""
-        task = self._ray.remote(num_cpus=self.threads, max_retries=0)(_run_remotely)
-        return task.remote(job.arguments, str(job.log.resolve()), self.threads, str(Path.cwd()))
-
-    def poll(self, handle: Any) -> int | None:
-        """Return the exit status, or None while it runs or waits; a lost machine counts as a failure."""
-        ready, _ = self._ray.wait([handle], timeout=0)
-        if not ready:
-            return None
-        try:
-            return int(self._ray.get(handle))
-        except self._ray.exceptions.RayError:
-            return -signal.SIGKILL
-
-    def stop(self, handles: Sequence[Any]) -> None:
-        """Cancel the jobs; each stops its process."""
-        for handle in handles:
-            self._ray.cancel(handle)
-        if handles:
-            self._ray.wait(list(handles), num_returns=len(handles), timeout=_GRACE_SECONDS + 5)
-
-
 def run_jobs(jobs: Sequence[Job], places: Places, ended: Callable[[Job, Ended], Sequence[Job]]) -> None:
     """Run ``jobs`` in order, as many at once as there are places, with a progress bar for each.
 
@@ -158,7 +121,7 @@ def run_jobs(jobs: Sequence[Job], places: Places, ended: Callable[[Job, Ended], 
         while waiting or running:
             while waiting and len(running) < places.count:
                 running.append(_Running(waiting.popleft(), places))
-            time.sleep(_POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
             for one in list(running):
                 code = one.poll()
                 if code is not None:
@@ -266,7 +229,7 @@ def stop_processes(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """Interrupt process groups as Ctrl-C does, and kill those that have not ended in time."""
     for process in processes:
         _signal(process, signal.SIGINT)
-    deadline = time.monotonic() + _GRACE_SECONDS
+    deadline = time.monotonic() + GRACE_SECONDS
     while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
         time.sleep(0.05)
     for process in processes:
@@ -278,43 +241,6 @@ def _signal(process: subprocess.Popen[bytes], number: int) -> None:
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
-
-
-def _run_remotely(arguments: Sequence[str], log: str, threads: int, directory: str) -> int:
-    """Run a job inside a Ray task and return its exit status."""
-    process = spawn(arguments, Path(log), threads, None, directory)
-    try:
-        # Not `wait`, which a cancelled task would sit out.
-        while process.poll() is None:
-            time.sleep(_POLL_SECONDS)
-    except BaseException:
-        stop_processes([process])
-        raise
-    return int(process.returncode)
-
-
-def connect_ray(purpose: str, address: str = "") -> Any:
-    """Return the module ``ray``, connected to a cluster.
-
-    Args:
-        purpose: who needs it, for the message.
-        address: of the cluster; empty for that of ``RAY_ADDRESS``, or else one that is started on this machine.
-
-    Raises:
-        MissingDependencyError: Ray is not installed.
-        ConfigError: there is no cluster at the address.
-    """
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("ray", "cluster", purpose) from error
-    if not ray.is_initialized():
-        try:
-            ray.init(address=address or None, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError) as error:
-            where = address or os.environ.get("RAY_ADDRESS", "this machine")
-            raise ConfigError(f"no Ray cluster at {where}: {str(error).splitlines()[0]}") from error
-    return ray
 
 
 @contextlib.contextmanager

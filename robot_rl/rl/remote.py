@@ -16,7 +16,7 @@ from robot_rl.core.env import Expert, Observation, Step
 from robot_rl.core.errors import CapabilityError, ConfigError, DataError, RobotRLError
 from robot_rl.core.registry import make_env
 from robot_rl.core.spec import Spec
-from robot_rl.rl.jobs import connect_ray
+from robot_rl.rl.cluster import connect_ray
 
 
 class RemoteLanes:
