@@ -30,21 +30,21 @@ from robot_rl.train.run import Run
 
 TASK, TEST_SEED, EPISODES = "half_cheetah", 1_000_000, 50
 PPO = PPOConfig(
-    lanes=16,
+    lanes=32,
     normalizer="running",
-    policy=DiagonalConfig(hidden=(64, 64), log_std=-1.0),
+    policy=DiagonalConfig(hidden=(256, 256), activation="relu", log_std=-1.0),
     core=OnPolicyConfig(
         rollout_steps=64,
-        epochs=10,
+        epochs=8,
         minibatches=16,
         discount=0.98,
         gae_lambda=0.92,
         target_kl=0.0,
         schedule="linear",
         actor_learning_rate=3e-4,
-        critic_learning_rate=3e-4,
+        critic_learning_rate=1e-3,
         warmup_iterations=0,
-        value_hidden=(64, 64),
+        value_hidden=(256, 256),
     ),
 )
 SB3 = {
