@@ -19,7 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,6 +38,9 @@ from hardware.transport import ExecutorLink, ExecutorStatus
 from robot_rl.core.clock import Rate
 from robot_rl.core.robot import Robot, RobotState, StampedObservation, StopKind
 from robot_rl.core.teleop import OperatorEvent, Teleop
+
+if TYPE_CHECKING:
+    from hardware.safety.clearance import Clearance
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +62,7 @@ class Executor:
         teleop: Teleop | None = None,
         recorder: Recorder | None = None,
         workspace: Workspace | None = None,
+        clearance: Clearance | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Set up the loop; nothing moves and nothing is opened yet.
@@ -70,6 +74,7 @@ class Executor:
             teleop: connected local operator device.
             recorder: where executed steps go.
             workspace: box and planes that the tool must not leave.
+            clearance: what must stay apart, for commands that are joint positions.
             clock: monotonic time in seconds.
 
         Raises:
@@ -80,7 +85,8 @@ class Executor:
         self.ticks_per_step = ticks_per_step(config.tick_rate_hz, robot.spec.rate_hz)
         self.dt = 1.0 / config.tick_rate_hz
         resting = rate_elements(robot)
-        self.safety = SafetyChain(robot.limits, self.dt, tolerances(config, robot.spec.rate_hz), workspace, resting)
+        tolerated = tolerances(config, robot.spec.rate_hz)
+        self.safety = SafetyChain(robot.limits, self.dt, tolerated, workspace, resting, clearance)
         self.arbiter = Arbiter(
             ArbiterConfig(
                 takeover_by_motion=config.takeover_by_motion,

@@ -109,10 +109,10 @@ class SafetyChain:
     """Tolerances."""
     workspace: Workspace | None = None
     """Where the tool may be."""
-    clearance: Clearance | None = None
-    """What must stay apart, where the command is the joints' positions."""
     resting: np.ndarray | None = None
     """(A,) bool: elements that are rates (a base's speed) and rest at zero."""
+    clearance: Clearance | None = None
+    """What must stay apart, where the command is the joints' positions."""
 
     def __post_init__(self) -> None:
         self.counts: Counter[str] = Counter()
