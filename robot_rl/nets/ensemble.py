@@ -1,8 +1,8 @@
 """Ensembles of multi-layer perceptrons with one product per layer, and a hand-written backward pass.
 
-Off-policy learning makes many small updates, where the time goes into overhead around the products. One autograd node
-per network, casts only where they are needed and gradients only for what is trained make an update several times as
-fast as the same network of `torch.nn.Linear`.
+Off-policy learning makes many small updates, where the time goes into overhead around the products. All weights of an
+ensemble lie in one tensor, so that a cast, a step of the optimiser or of a moving average is one operation; the whole
+network is one autograd node, and gradients are computed only for what is trained.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,19 @@ from torch import Tensor, nn
 _EPSILON = 1e-5
 
 
+class Layers(NamedTuple):
+    """Views of an ensemble's weights, by layer: (E, in, out), then (E, 1, out)."""
+
+    weights: list[Tensor]
+    biases: list[Tensor]
+    gains: list[Tensor]
+    shifts: list[Tensor]
+
+
 class EnsembleMLP(nn.Module):
     """E perceptrons of equal shape: linear, LayerNorm (optional), ReLU; the last layer is linear.
+
+    Checkpoints hold the weights by layer (``weights.0``, …), not the one tensor that is trained.
 
     Args:
         sizes: widths from input to output.
@@ -34,97 +45,213 @@ class EnsembleMLP(nn.Module):
         super().__init__()
         self.members, self.layer_norm, self.dtype = members, layer_norm, dtype
         self.sizes = tuple(sizes)
-        self.weights = nn.ParameterList(_uniform((members, n, m), n) for n, m in pairwise(self.sizes))
-        self.biases = nn.ParameterList(_uniform((members, 1, m), n) for n, m in pairwise(self.sizes))
+        pairs = list(pairwise(self.sizes))
+        weights = [_uniform((members, n, m), n) for n, m in pairs]
+        biases = [_uniform((members, 1, m), n) for n, m in pairs]
         hidden = self.sizes[1:-1] if layer_norm else ()
-        self.gains = nn.ParameterList(nn.Parameter(torch.ones(members, 1, m)) for m in hidden)
-        self.shifts = nn.ParameterList(nn.Parameter(torch.zeros(members, 1, m)) for m in hidden)
+        gains, shifts = ([make(members, 1, m) for m in hidden] for make in (torch.ones, torch.zeros))
+        parts = [*weights, *biases, *gains, *shifts]
+        self._shapes = [part.shape for part in parts]
+        self._lengths = [part.numel() for part in parts]
+        names = [("weights", weights), ("biases", biases), ("gains", gains), ("shifts", shifts)]
+        self._names = [f"{name}.{i}" for name, group in names for i in range(len(group))]
+        self.flat = nn.Parameter(torch.cat([part.flatten() for part in parts]))
+        self._known: dict[str, tuple[Tensor, Layers]] = {}
+        self._held = False
 
-    def forward(self, x: Tensor, members: Tensor | None = None, frozen: bool = False) -> Tensor:
+    def hold(self) -> None:
+        """Take the weights as they are now: until the next `hold` or `release`, nobody changes them."""
+        self._held = True
+        self._known.pop("low", None)
+
+    def release(self) -> None:
+        """End what `hold` began: each pass reads the weights again."""
+        self._held = False
+
+    def _exact(self) -> Layers:
+        """Return the weights by layer, without gradients."""
+        known = self._known.get("exact")
+        if known is None or known[0].data_ptr() != self.flat.data_ptr():
+            flat = self.flat.detach()
+            known = self._known["exact"] = flat, self.layers(flat)
+        return known[1]
+
+    def _low(self) -> Layers:
+        """Return the weights by layer in the dtype of the products."""
+        if self.dtype == self.flat.dtype:
+            return self._exact()
+        known = self._known.get("low")
+        if known is None or not self._held or known[0].dtype != self.dtype:
+            flat = self.flat.detach().to(self.dtype)
+            known = self._known["low"] = flat, self.layers(flat)
+        return known[1]
+
+    def _gradients(self, like: Tensor) -> tuple[Tensor, Layers]:
+        """Return room for a gradient of ``flat`` in the dtype of ``like``, kept between calls, and its views."""
+        known = self._known.get("gradient")
+        if known is None or known[0].dtype != like.dtype or known[0].device != like.device:
+            flat = like.new_empty(sum(self._lengths))
+            known = self._known["gradient"] = flat, self.layers(flat)
+        return known
+
+    def layers(self, flat: Tensor) -> Layers:
+        """Return views by layer of a tensor laid out as ``flat``."""
+        views = [part.view(shape) for part, shape in zip(flat.split(self._lengths), self._shapes, strict=True)]
+        n = len(self.sizes) - 1
+        middle = n + (len(views) - 2 * n) // 2 + n
+        return Layers(views[:n], views[n : 2 * n], views[2 * n : middle], views[middle:])
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """Matrices (E, in, out), views of ``flat``."""
+        return self.layers(self.flat).weights
+
+    @property
+    def biases(self) -> list[Tensor]:
+        """Biases (E, 1, out), views of ``flat``."""
+        return self.layers(self.flat).biases
+
+    @property
+    def gains(self) -> list[Tensor]:
+        """LayerNorm's factors (E, 1, width), views of ``flat``."""
+        return self.layers(self.flat).gains
+
+    @property
+    def shifts(self) -> list[Tensor]:
+        """LayerNorm's summands (E, 1, width), views of ``flat``."""
+        return self.layers(self.flat).shifts
+
+    def forward(self, x: Tensor | tuple[Tensor, ...], members: Tensor | None = None, frozen: bool = False) -> Tensor:
         """Return outputs (E, B, out) in float32 for inputs (B, in), the same for every member.
 
         Args:
-            x: (B, in).
+            x: (B, in), or its parts (B, n), (B, m), … side by side; gradients are computed for those that need one.
             members: indices (M,) of the members to evaluate; the result is then (M, B, out).
             frozen: whether gradients stop at the weights (they still reach the input).
         """
-        parameters = [*self.weights, *self.biases, *self.gains, *self.shifts]
-        if frozen:
-            parameters = [parameter.detach() for parameter in parameters]
-        if members is not None:
-            parameters = [parameter.index_select(0, members) for parameter in parameters]
-        output: Tensor = _Function.apply(x, self.dtype, len(self.weights), *parameters)
+        parts = x if isinstance(x, tuple) else (x,)
+        train = self.flat.requires_grad and not frozen
+        if not torch.is_grad_enabled() or not (train or any(part.requires_grad for part in parts)):
+            return self._run(parts, members)
+        if train and members is not None:
+            return self(x).index_select(0, members)
+        output: Tensor = _Function.apply(self, members, self.flat if train else self.flat.detach(), *parts)
         return output
+
+    def _run(
+        self,
+        parts: tuple[Tensor, ...],
+        members: Tensor | None,
+        tape: list[Tensor] | None = None,
+        train: bool = False,
+    ) -> Tensor:
+        """Return the outputs; ``tape`` takes what the gradient needs: activations, then weights, then gains."""
+        if members is None:
+            low, exact = self._low(), self._exact()
+        else:
+            exact = Layers(*([part.index_select(0, members) for part in group] for group in self._exact()))
+            low = Layers(*([part.to(self.dtype) for part in group] for group in exact))
+        h = (parts[0] if len(parts) == 1 else torch.cat(parts, -1)).to(self.dtype).expand(len(low.weights[0]), -1, -1)
+        if train:
+            h = h.contiguous()  # the product of the weights' gradient is faster by what the copy costs, and more
+        for i, (weight, bias) in enumerate(zip(low.weights[:-1], low.biases, strict=False)):
+            kept = [h]
+            h = torch.baddbmm(bias, h, weight)
+            if self.layer_norm:
+                normal, mean, deviation = torch.native_layer_norm(h, h.shape[-1:], None, None, _EPSILON)
+                kept += [h, normal, mean, deviation]
+                h = torch.addcmul(low.shifts[i], normal, low.gains[i])
+            h = h.relu_()
+            if tape is not None:
+                tape += kept
+        if tape is not None:
+            tape += [h, *low.weights, *low.gains]
+        if self.sizes[-1] > 1:
+            return torch.baddbmm(low.biases[-1], h, low.weights[-1]).float()
+        # A product with a single column is slower than a sum, and this one stays in float32.
+        last = exact.weights[-1].mT
+        products = h * last if self.dtype == torch.float32 else h.float().mul_(last)
+        return products.sum(-1, keepdim=True).add_(exact.biases[-1])
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        flat = self.flat if keep_vars else self.flat.detach()
+        parts = [part for group in self.layers(flat) for part in group]
+        destination.update({prefix + name: part for name, part in zip(self._names, parts, strict=True)})
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        parts = [part for group in self.layers(self.flat.detach()) for part in group]
+        known = {prefix + name: part for name, part in zip(self._names, parts, strict=True)}
+        missing_keys += [key for key in known if key not in state_dict]
+        unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key not in known and strict]
+        for key, part in known.items():
+            if key in state_dict and state_dict[key].shape != part.shape:
+                error_msgs.append(f"{key} is {tuple(state_dict[key].shape)}, expected {tuple(part.shape)}")
+            elif key in state_dict:
+                part.copy_(state_dict[key])
 
 
 class _Function(torch.autograd.Function):
-    """The network and its gradient; parameters are all weights, then biases, then gains, then shifts."""
+    """The network and its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, depth: int, *parameters: Tensor) -> Tensor:
-        weights, biases = parameters[:depth], parameters[depth : 2 * depth]
-        gains, shifts = parameters[2 * depth : 3 * depth - 1], parameters[3 * depth - 1 :]
-        weights = [weight.to(dtype) for weight in weights]
-        h = x.to(dtype).expand(len(weights[0]), *x.shape)
-        saved = []
-        for i, weight in enumerate(weights[:-1]):
-            saved.append(h)
-            h = torch.baddbmm(biases[i].to(dtype), h, weight)
-            if gains:
-                normal, mean, deviation = torch.native_layer_norm(h, h.shape[-1:], None, None, _EPSILON)
-                saved += [h, normal, mean, deviation]
-                h = torch.addcmul(shifts[i].to(dtype), normal, gains[i].to(dtype))
-            h = h.relu_()
-        saved.append(h)
-        ctx.dtype, ctx.depth, ctx.norm, ctx.x_dtype = dtype, depth, bool(gains), x.dtype
-        ctx.save_for_backward(*saved, *weights, *gains)
-        ctx.saved = len(saved)
-        if weights[-1].shape[-1] == 1:
-            # A product with a single column is slower than a sum, and this one stays in float32.
-            last = parameters[depth - 1].mT
-            products = h * last if dtype == torch.float32 else h.float().mul_(last)
-            return products.sum(-1, keepdim=True) + biases[-1]
-        return torch.baddbmm(biases[-1].to(dtype), h, weights[-1]).float()
+    def forward(ctx: Any, net: EnsembleMLP, members: Tensor | None, flat: Tensor, *parts: Tensor) -> Tensor:
+        tape: list[Tensor] = []
+        output = net._run(parts, members, tape, ctx.needs_input_grad[2])
+        ctx.net, ctx.dtype, ctx.widths = net, net.dtype, [part.shape[-1] for part in parts]
+        ctx.save_for_backward(*tape)
+        return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
-        depth, tensors = ctx.depth, ctx.saved_tensors
-        saved, weights = list(tensors[: ctx.saved]), tensors[ctx.saved : ctx.saved + depth]
-        gains = tensors[ctx.saved + depth :]
-        train = ctx.needs_input_grad[3]
-        gradient, after = outputs[0].to(ctx.dtype), outputs[0]
-        found: list[list[Tensor | None]] = [[None] * depth, [None] * depth, [None] * len(gains), [None] * len(gains)]
+        net, depth = ctx.net, len(ctx.net.sizes) - 1
+        gradient = outputs[0].to(ctx.dtype)
+        flat, found = net._gradients(gradient) if ctx.needs_input_grad[2] else (None, None)
+        tape = list(ctx.saved_tensors)
+        gains = tape[len(tape) - (depth - 1) :] if net.layer_norm else []
+        weights = tape[len(tape) - len(gains) - depth : len(tape) - len(gains)]
+        saved = tape[: len(tape) - len(gains) - depth]
+        after = gradient
         for i in range(depth - 1, -1, -1):
             if i < depth - 1:
                 gradient = torch.ops.aten.threshold_backward(gradient, after, 0)
-                if ctx.norm:
+                if net.layer_norm:
                     deviation, mean, normal, before = (saved.pop() for _ in range(4))
-                    if train:
-                        found[2][i] = (gradient * normal).sum(1, keepdim=True, dtype=torch.float32)
-                        found[3][i] = gradient.sum(1, keepdim=True, dtype=torch.float32)
+                    if found is not None:
+                        torch.sum(gradient * normal, 1, keepdim=True, out=found.gains[i])
+                        torch.sum(gradient, 1, keepdim=True, out=found.shifts[i])
                     gradient = torch.ops.aten.native_layer_norm_backward(
-                        gradient * gains[i].to(ctx.dtype), before, before.shape[-1:], mean, deviation, None, None, _MASK
+                        gradient * gains[i], before, before.shape[-1:], mean, deviation, None, None, _MASK
                     )[0]
             after = saved.pop()  # of the layer before: this one's input
-            if train:
-                found[0][i] = torch.bmm(after.mT, gradient).float()
-                found[1][i] = gradient.sum(1, keepdim=True, dtype=torch.float32)
+            if found is not None:
+                torch.bmm(after.mT, gradient, out=found.weights[i])
+                torch.sum(gradient, 1, keepdim=True, out=found.biases[i])
             if i > 0:
                 if weights[i].shape[-1] == 1:
                     gradient = gradient * weights[i].mT
                 else:
                     gradient = torch.bmm(gradient, weights[i].mT)
-        inputs = None
-        if ctx.needs_input_grad[0]:
-            inputs = torch.bmm(gradient, weights[0].mT).sum(0, dtype=torch.float32).to(ctx.x_dtype)
-        return inputs, None, None, *(g for group in found for g in group)
+        inputs: list[Tensor | None] = []
+        for k, columns in enumerate(weights[0].split(ctx.widths, 1)):
+            needed = ctx.needs_input_grad[3 + k]
+            inputs.append(torch.bmm(gradient, columns.mT).sum(0, dtype=torch.float32) if needed else None)
+        return None, None, None if flat is None else flat.to(outputs[0].dtype, copy=True), *inputs
 
 
 _MASK = [True, False, False]
 
 
-def _uniform(shape: tuple[int, ...], fan_in: int) -> nn.Parameter:
+def _uniform(shape: tuple[int, ...], fan_in: int) -> Tensor:
     """Draw as `torch.nn.Linear` draws weights and biases."""
     bound = 1 / math.sqrt(fan_in)
-    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+    return torch.empty(shape).uniform_(-bound, bound)

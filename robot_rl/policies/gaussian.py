@@ -30,7 +30,10 @@ class SquashedGaussian(nn.Module):
 
     def forward(self, state: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """Return actions (B, D) and log-densities (B,) for states (B, S) and standard normal ``eps`` (B, D)."""
-        action, log_prob = _SquashedSample.apply(self.net(state)[0], eps)
+        output = self.net(state)[0]
+        if not output.requires_grad:
+            return _squashed_sample(output, eps)[:2]
+        action, log_prob = _SquashedSample.apply(output, eps)
         return action, log_prob
 
     def mode(self, state: Tensor) -> Tensor:
@@ -43,24 +46,31 @@ class SquashedGaussian(nn.Module):
         return mean, log_std.clamp(*LOG_STD_RANGE)
 
 
+def _squashed_sample(output: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return actions (B, D), log-densities (B,), and log standard deviations and ``std * eps`` (B, D)."""
+    mean, raw = output.chunk(2, dim=-1)
+    log_std = raw.clamp(*LOG_STD_RANGE)
+    spread = log_std.exp().mul_(eps)
+    pre = mean + spread
+    action = pre.tanh()
+    # log(1 - tanh(x)^2) = 2 (log 2 - x - softplus(-2 x)), which does not round to log 0.
+    squash = nn.functional.softplus(pre.mul(-2)).add_(pre)
+    density = squash.mul_(2).sub_(log_std).addcmul_(eps, eps, value=-0.5).sum(-1)
+    constant = eps.shape[-1] * (2 * math.log(2) + 0.5 * math.log(2 * math.pi))
+    return action, density.sub_(constant), raw, spread
+
+
 class _SquashedSample(torch.autograd.Function):
-    """``a = tanh(mean + exp(log_std) * eps)`` and its log-density, with the gradient written out.
+    """`_squashed_sample`'s action and log-density, with the gradient written out.
 
     With ``pre`` the argument of tanh: d(log density)/d(pre) = 2 a at fixed eps, and d(log density)/d(log_std) adds -1.
     """
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-        mean, raw = output.chunk(2, dim=-1)
-        log_std = raw.clamp(*LOG_STD_RANGE)
-        spread = log_std.exp().mul_(eps)
-        pre = mean + spread
-        action = pre.tanh()
-        # log(1 - tanh(x)^2) = 2 (log 2 - x - softplus(-2 x)), which does not round to log 0.
-        squash = nn.functional.softplus(pre.mul(-2)).add_(pre)
-        density = squash.mul_(2).sub_(log_std).addcmul_(eps, eps, value=-0.5).sum(-1)
+        action, density, raw, spread = _squashed_sample(output, eps)
         ctx.save_for_backward(raw, spread, action)
-        return action, density - eps.shape[-1] * (2 * math.log(2) + 0.5 * math.log(2 * math.pi))
+        return action, density
 
     @staticmethod
     @torch.autograd.function.once_differentiable

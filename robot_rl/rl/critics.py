@@ -54,5 +54,5 @@ class EnsembleCritic(nn.Module):
             members: indices (M,) of the members to evaluate; the result is then (M, B).
             frozen: whether gradients stop at the critic's own weights (they still reach the action).
         """
-        values: Tensor = self.net(torch.cat([state, action], dim=-1), members, frozen)
+        values: Tensor = self.net((state, action), members, frozen)
         return values.squeeze(-1)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 import torch
@@ -101,6 +102,7 @@ class OffPolicyCore:
         self._optimizer = self._make_optimizer()
         self._generator = torch.Generator().manual_seed(seed)
         self._subset = config.subset < config.critics
+        self._networks: list[EnsembleMLP] = []
         self.updates = 0
         self._device = device
 
@@ -119,19 +121,31 @@ class OffPolicyCore:
         return wanted
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
-        """One optimiser for all: what has no gradient in an update is left alone by it."""
+        """One optimiser for all, of one group where step sizes are equal; it leaves alone what has no gradient."""
         config = self.config
-        critic = [*self.critic.parameters(), *self.proposal.auxiliary_parameters()]
-        groups = [
-            {"params": critic, "lr": config.critic_learning_rate},
-            {"params": self.proposal.actor_parameters(), "lr": config.actor_learning_rate},
-            {"params": [self.log_temperature], "lr": config.temperature_learning_rate},
+        parts = [
+            ([*self.critic.parameters(), *self.proposal.auxiliary_parameters()], config.critic_learning_rate),
+            (self.proposal.actor_parameters(), config.actor_learning_rate),
+            ([self.log_temperature], config.temperature_learning_rate),
         ]
-        self._trained = [parameter for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
+        groups = [
+            {"params": [parameter for part, _ in same for parameter in part], "lr": rate}
+            for rate, same in groupby(parts, key=lambda part: part[1])
+        ]
+        self._trained = [parameter for part, _ in parts for parameter in part]
         return torch.optim.Adam(groups, fused=True)
 
     def critic_loss(self, batch: Batch, eps: Tensor, members: Tensor) -> Tensor:
         """Return the summed squared TD error of the members, averaged over rows by their weight."""
+        return _squared(self._error(batch, eps, members), batch["weight"])
+
+    def actor_loss(self, batch: Batch, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the actor's loss and the mean log-density, scalars."""
+        value, log_prob = self.proposal.value(batch, eps, self.critic)
+        return self._entropic(value, log_prob), log_prob.detach().mean()
+
+    def _error(self, batch: Batch, eps: Tensor, members: Tensor) -> Tensor:
+        """Return the TD errors (E, B), with the critic's graph."""
         with torch.no_grad():
             action, log_prob = self.proposal.backup(batch, eps, self.critic, self.target)
             following = self.target(batch["next_state"], action, members if self._subset else None)
@@ -139,16 +153,22 @@ class OffPolicyCore:
             if self.config.entropy_backup:
                 following = following - self.log_temperature.exp() * log_prob
             discount = self.config.discount ** batch["exponent"] * (1 - batch["terminated"])
-            target = batch["reward"] + discount * following
-        error = self.critic(batch["state"], batch["action"]) - target
-        return 0.5 * (batch["weight"] * error.square()).mean(-1).sum()
+            target = torch.addcmul(batch["reward"], discount, following)
+        return self.critic(batch["state"], batch["action"]) - target
 
-    def actor_loss(self, batch: Batch, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the actor's loss and the mean log-density, scalars."""
-        value, log_prob = self.proposal.value(batch, eps, self.critic)
+    def _entropic(self, value: Tensor, log_prob: Tensor) -> Tensor:
+        """Return the actor's loss for values (E, B) and log-densities (B,) of its actions."""
         value = value.amin(0) if self.config.actor_reduce == "min" else value.mean(0)
-        loss = (self.log_temperature.detach().exp() * log_prob - value).mean()
-        return loss, log_prob.detach().mean()
+        return (self.log_temperature.detach().exp() * log_prob - value).mean()
+
+    def _slopes(self, value: Tensor, log_prob: Tensor) -> list[Tensor]:
+        """Return the gradients of `_entropic`, written out: each row has the same share."""
+        members, rows = value.shape
+        if self.config.actor_reduce == "mean":
+            slope = torch.full_like(value, -1 / (members * rows))
+        else:
+            slope = torch.zeros_like(value).scatter_(0, value.detach().argmin(0, keepdim=True), -1 / rows)
+        return [slope, (self.log_temperature.detach().exp() / rows).expand(rows)]
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
@@ -156,11 +176,14 @@ class OffPolicyCore:
         networks = [module for module in self.proposal.modules() if isinstance(module, EnsembleMLP)]
         for network in networks:
             network.dtype = self.critic.net.dtype
+        self._networks = [self.critic.net, self.target.net, *networks]
         try:
             yield
         finally:
             for network in networks:
                 network.dtype = torch.float32
+            for network in self._networks:
+                network.release()
 
     def update(self, batches: Batch) -> dict[str, float]:
         """Make one critic update per slice of ``batches`` (U, B, …), and the others with it in their turn.
@@ -181,26 +204,37 @@ class OffPolicyCore:
         members = order[:, : self.config.subset].to(self._device)
         target: list[Tensor] = list(self.target.parameters())
         critic: list[Tensor] = list(self.critic.parameters())
+        rows = {name: values.unbind(0) for name, values in batches.items() if name != "source"}
         losses: dict[str, Tensor] = {}
-        log_prob, has_actor = torch.zeros(()), bool(self.proposal.actor_parameters())
+        log_prob, has_actor = torch.zeros(size), bool(self.proposal.actor_parameters())
         for i in range(slices):
-            batch = {name: values[i] for name, values in batches.items() if name != "source"}
+            batch = {name: values[i] for name, values in rows.items()}
             self.updates += 1
-            losses["critic_loss"] = total = self.critic_loss(batch, eps[i, 0], members[i])
+            for network in self._networks:
+                network.hold()
+            # Backward starts at values and log-densities: the gradients of the losses are known.
+            error = self._error(batch, eps[i, 0], members[i])
+            ends, slopes = [error], [error.detach() * (batch["weight"] / size)]
             acting = has_actor and self.updates % self.config.actor_every == 0
             if acting:
-                losses["actor_loss"], log_prob = self.actor_loss(batch, eps[i, 1])
-                total = total + losses["actor_loss"]
+                value, log_prob = self.proposal.value(batch, eps[i, 1], self.critic)
+                ends, slopes = [*ends, value, log_prob], slopes + self._slopes(value, log_prob)
             if self.updates % self.config.auxiliary_every == 0:
                 auxiliary = self._auxiliary_loss(batch)
                 if auxiliary is not None:
                     losses["auxiliary_loss"] = auxiliary
-                    total = total + auxiliary
-            self._descend(total, log_prob if acting else None)
+                    ends, slopes = [*ends, auxiliary], [*slopes, torch.ones_like(auxiliary)]
+            self._descend(ends, slopes, log_prob if acting else None)
             torch._foreach_lerp_(target, critic, self.config.tau)
+            if acting:
+                losses["actor_loss"] = value
+        with torch.no_grad():
+            losses["critic_loss"] = _squared(error, batch["weight"])
+            if "actor_loss" in losses:
+                losses["actor_loss"] = self._entropic(losses["actor_loss"], log_prob)
         result = {name: loss.item() for name, loss in losses.items()}
         if has_actor:
-            result |= {"temperature": self.log_temperature.exp().item(), "entropy": -log_prob.item()}
+            result |= {"temperature": self.log_temperature.exp().item(), "entropy": -log_prob.mean().item()}
         return result
 
     def _auxiliary_loss(self, batch: Batch) -> Tensor | None:
@@ -210,15 +244,21 @@ class OffPolicyCore:
         eps = torch.randn(size, generator=self._generator).to(self._device)
         return self.proposal.auxiliary_loss(batch, eps, self.critic)
 
-    def _descend(self, loss: Tensor, log_prob: Tensor | None) -> None:
-        """Take one step down the sum of the losses; no two of them train the same weights."""
+    def _descend(self, ends: list[Tensor], slopes: list[Tensor], log_prob: Tensor | None) -> None:
+        """Take one step down the sum of the losses; no two of them train the same weights.
+
+        Args:
+            ends: what the losses are functions of.
+            slopes: the gradients of the losses there.
+            log_prob: the actor's log-densities (B,), if it learns.
+        """
         for parameter in self._trained:
             parameter.grad = None
-        loss.backward()
+        torch.autograd.backward(ends, slopes)
         if log_prob is not None and self.config.temperature_learning_rate > 0:
             # d/d(log a) of a * (entropy - target): written out, a scalar needs no graph.
-            slack = -log_prob - self.target_entropy
-            self.log_temperature.grad = (self.log_temperature.detach().exp() * slack).detach()
+            slack = log_prob.detach().mean().add_(self.target_entropy).neg_()
+            self.log_temperature.grad = slack.mul_(self.log_temperature.detach().exp())
         self._optimizer.step()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -240,3 +280,8 @@ class OffPolicyCore:
             self.log_temperature.copy_(tensors["log_temperature"])
         self._generator.set_state(tensors["core_generator"])
         self.updates = int(numbers["updates"])
+
+
+def _squared(error: Tensor, weight: Tensor) -> Tensor:
+    """Return the critic's loss for errors (E, B) and weights (B,)."""
+    return 0.5 * (weight * error.square()).mean(-1).sum()

@@ -1,5 +1,7 @@
 """The ensemble's hand-written gradient against autograd's, for every shape that is used."""
 
+import copy
+
 import pytest
 import torch
 
@@ -60,3 +62,57 @@ def test_bf16_is_near():
     network.dtype = torch.bfloat16
     assert network(x).dtype == torch.float32
     torch.testing.assert_close(network(x), exact, rtol=0.05, atol=0.03)
+
+
+def test_parts_of_the_input_and_some_members_have_their_gradients():
+    torch.manual_seed(0)
+    network = EnsembleMLP((7, 16, 2), 4, layer_norm=True)
+    left, right, weight = torch.randn(9, 3), torch.randn(9, 4, requires_grad=True), torch.randn(2, 9, 2)
+    members = torch.tensor([3, 1])
+    expected = reference(network, torch.cat([left, right], -1), [3, 1])
+    got = network((left, right), members)
+    torch.testing.assert_close(got, expected)
+    inputs = [right, *network.parameters()]
+    ours = torch.autograd.grad((got * weight).sum(), inputs)
+    theirs = torch.autograd.grad((expected * weight).sum(), inputs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_held_network_sees_new_weights_from_the_next_hold_on(dtype):
+    network, x = EnsembleMLP((4, 8, 1), 2, dtype=dtype), torch.randn(6, 4)
+    network.hold()
+    before = network(x)
+    before.sum().backward()
+    torch.optim.Adam(network.parameters(), lr=0.1, fused=True).step()  # leaves no trace in the tensor's version
+    fresh = copy.deepcopy(network)
+    fresh.release()
+    network.hold()
+    assert not torch.equal(network(x), before)
+    torch.testing.assert_close(network(x), fresh(x), rtol=0, atol=0)
+    network.release()
+    network.flat.data.zero_()
+    assert not network(x).any()
+
+
+def test_checkpoints_hold_the_weights_by_layer():
+    torch.manual_seed(0)
+    one, two = (EnsembleMLP((4, 8, 1), 2, layer_norm=True) for _ in range(2))
+    state = one.state_dict()
+    assert {k: tuple(v.shape) for k, v in state.items()} == {
+        "weights.0": (2, 4, 8),
+        "weights.1": (2, 8, 1),
+        "biases.0": (2, 1, 8),
+        "biases.1": (2, 1, 1),
+        "gains.0": (2, 1, 8),
+        "shifts.0": (2, 1, 8),
+    }
+    two.load_state_dict(state)
+    assert torch.equal(one.flat, two.flat)
+    for wrong, message in (
+        ({k: v for k, v in state.items() if k != "gains.0"}, "Missing key.*gains.0"),
+        (state | {"weights.2": torch.zeros(1)}, "Unexpected key.*weights.2"),
+        (state | {"weights.0": torch.zeros(2, 5, 8)}, r"weights.0 is \(2, 5, 8\), expected \(2, 4, 8\)"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            two.load_state_dict(wrong)

@@ -118,6 +118,24 @@ def test_unreachable_entropy_is_refused():
         make_gaussian_core(target_entropy=1.4)  # 2 log 2 = 1.386
 
 
+@pytest.mark.parametrize("reduce", ["min", "mean"])
+def test_an_update_descends_by_the_gradient_of_its_losses(reduce):
+    """The gradients at values and log-densities are written out; autograd's of the losses are what they must be."""
+    options = {"critics": 3, "subset": 2, "actor_reduce": reduce, "initial_temperature": 0.3}
+    core, twin = make_gaussian_core(**options), make_gaussian_core(**options)
+    batches = rows(1, 16)
+    batches["weight"] = torch.rand(1, 16)
+    core.update(batches)
+    eps = torch.randn(1, 2, 16, 2, generator=twin._generator)
+    members = torch.rand(1, 3, generator=twin._generator).argsort(-1)[0, :2]
+    batch = {name: values[0] for name, values in batches.items()}
+    actor_loss, log_prob = twin.actor_loss(batch, eps[0, 1])
+    (twin.critic_loss(batch, eps[0, 0], members) + actor_loss).backward()
+    twin.log_temperature.grad = (-twin.log_temperature.exp() * (log_prob + twin.target_entropy)).detach()
+    for one, two in zip(core._trained, twin._trained, strict=True):
+        torch.testing.assert_close(one.grad, two.grad, rtol=1e-4, atol=1e-6)
+
+
 def test_bf16_learns_the_same():
     values = []
     for precision in ("fp32", "bf16"):
