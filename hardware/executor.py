@@ -5,8 +5,8 @@ writes; at the start of a policy step send the observation and take in the chunk
 command; pass it through the safety chain; send it. Safety sits here, in the same thread as the last writer.
 
 Between two ticks it waits for the next, or for a chunk: one that arrives then may replace the present tick's command at
-once (`Executor.replace_command`) instead of waiting up to a tick. Only in AUTO, only on a robot that takes a second
-command, at most once per tick; ticks, steps and what is played in them are the same with and without.
+once (`Executor.replace_command`) instead of waiting up to a tick. Only while the policy drives, only on a robot that
+takes a second command, at most once per tick; ticks, steps and what is played in them are the same with and without.
 
 With a lock-step link and a virtual clock, `Executor.tick` is called by a test instead of `Executor.run`, and plays
 exactly the actions that evaluation plays.
@@ -241,7 +241,7 @@ class Executor:
         self.journal.tick(flags, arbiter.mode, arbiter.reason, arbiter.writer, self._human_target)
         self._judge(flags, now)
         self._tick += 1
-        self._replaceable = self._may_replace and not closing and arbiter.mode is Mode.AUTO
+        self._replaceable = self._may_replace and not closing and arbiter.mode in DRIVEN
         if now >= self._next_status or self.arbiter.mode is not self._mode:
             self._publish(now)
         return Verdict(verdict.command, int(flags))

@@ -135,7 +135,7 @@ def test_a_replaced_tick_counts_once():
 
 
 def late_rig(policy=None, **config):
-    """Return a rig in AUTO whose policy answers between the ticks from now on."""
+    """Return a rig that the policy drives, whose policy answers between the ticks from now on."""
     rig = Rig(policy, **config).start()
     rig.transport.on_observation = None
     return rig
@@ -157,12 +157,13 @@ def answer_between_ticks(rig, ticks):
 
 @pytest.mark.parametrize("interpolation", ["hold", "linear"])
 @pytest.mark.parametrize("closed_loop", [False, True])
-@pytest.mark.parametrize("wild", [False, True])
-def test_a_chunk_within_its_tick_gives_the_actions_of_one_that_is_never_late(interpolation, closed_loop, wild):
+@pytest.mark.parametrize(("wild", "blend"), [(False, 0.0), (True, 0.0), (True, 0.5)])
+def test_a_chunk_within_its_tick_gives_the_actions_of_one_that_is_never_late(interpolation, closed_loop, wild, blend):
     def policy():
         return WanderingPolicy(FakeRobot().spec, closed_loop=closed_loop, speed=0.3 if wild else 0.002)
 
     options = {"interpolation": interpolation, "takeover_by_motion": False, "operator_timeout": 1e9}
+    options["blend_seconds"] = blend
     prompt, late = Rig(policy(), **options).start(), late_rig(policy(), **options)
     expected = []
     for _ in range(200):
@@ -203,7 +204,7 @@ def next_step(rig):
     rig.tick()
 
 
-def test_only_one_replacement_per_tick_and_only_in_auto():
+def test_only_one_replacement_per_tick_and_only_while_the_policy_drives():
     rig = late_rig()
     next_step(rig)
     rig.transport.policy.send_chunk(chunk_for(rig, 0.002))
