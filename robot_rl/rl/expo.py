@@ -21,8 +21,9 @@ from robot_rl.train.run import Run
 
 
 def _choice() -> BestOfConfig:
+    # An edit four times as wide falls below the base for the first thousands of decisions, however small it starts.
     return BestOfConfig(
-        candidates=8, edits=8, edit_scale=0.2, edit_steps=2, choose_by="min", choose_members=2, sample_steps=4
+        candidates=16, edits=8, edit_scale=0.05, edit_steps=2, choose_by="min", choose_members=2, sample_steps=4
     )
 
 
@@ -30,10 +31,11 @@ def _core() -> OffPolicyConfig:
     return OffPolicyConfig(
         critics=4,
         subset=2,
+        actor_every=2,
         entropy_backup=False,
         initial_temperature=0.02,
-        updates_per_step=0.06,
-        start_steps=10_000,
+        updates_per_step=0.15,
+        start_steps=6_000,
         replay_capacity=100_000,
     )
 
