@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 
 from robot_rl.rl.ratios import Trace
+from robot_rl.train import distributed
 
 
 @dataclass
@@ -151,6 +154,61 @@ class DecisionStore:
         self._numbers = np.concatenate([self._numbers, np.zeros((4, extra, self.num_lanes), np.float32)], axis=1)
         for key, values in self.trace.items():
             self.trace[key] = torch.cat([values, values.new_empty(extra, *values.shape[1:])])
+
+
+@dataclass
+class Batch:
+    """What an iteration learns from, B decisions in rows."""
+
+    trace: Trace
+    critic_input: Tensor
+    advantage: Tensor
+    target: Tensor
+    old_score: Tensor
+    snapshot: Trace
+    fresh: Tensor
+    """(B,) bool: decided with the present parameters, so that the ratio starts at 1."""
+
+    def shuffled(self, order: Tensor, parts: int) -> Iterator[Batch]:
+        """Yield ``parts`` of the rows in the given order."""
+        parts = min(parts, len(order))
+
+        def split(rows: Tensor) -> tuple[Tensor, ...]:
+            return rows[order].tensor_split(parts)
+
+        def columns(trace: Trace) -> list[Trace]:
+            pieces = {key: split(rows) for key, rows in trace.items()}
+            return [{key: piece[i] for key, piece in pieces.items()} for i in range(parts)]
+
+        numbers = map(split, (self.critic_input, self.advantage, self.target, self.old_score))
+        return map(Batch, columns(self.trace), *numbers, columns(self.snapshot), split(self.fresh))
+
+
+class RewardScale:
+    """Running deviation of the discounted return of N lanes, by which rewards are divided."""
+
+    def __init__(self, num_lanes: int, discount: float) -> None:
+        self.discount = discount
+        self.moments = np.zeros(3)
+        """Count, mean and summed squared deviation of the returns seen."""
+        self._returns = np.zeros(num_lanes)
+
+    def add(self, reward: np.ndarray, done: np.ndarray) -> None:
+        """Take in one step's rewards (N,) and ends (N,) bool."""
+        self._returns = self._returns * self.discount + reward
+        count, mean, squared = self.moments
+        total, batch = count + len(reward), self._returns
+        shift = batch.mean() - mean
+        squared += batch.var() * len(batch) + shift**2 * count * len(batch) / total
+        self.moments = np.array([total, mean + shift * len(batch) / total, squared])
+        self._returns[done] = 0
+
+    @property
+    def factor(self) -> float:
+        """What to multiply rewards by; 1 until the returns vary."""
+        count, _, squared = distributed.pooled(self.moments)
+        deviation = math.sqrt(squared / max(count, 1))
+        return 1 / deviation if deviation > 1e-6 else 1.0
 
 
 def advantages(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,123 +12,20 @@ from torch import Tensor, nn
 
 from robot_rl.core.env import VecEnv
 from robot_rl.core.policy import Policy
-from robot_rl.rl.anchor import Anchor, AnchorConfig
+from robot_rl.rl.anchor import Anchor
 from robot_rl.rl.collector import DecisionConfig
 from robot_rl.rl.critics import StateValue
-from robot_rl.rl.decisions import DecisionStore, Rollout, advantages
+from robot_rl.rl.decisions import Batch, DecisionStore, RewardScale, Rollout, advantages
 from robot_rl.rl.episodes import EpisodeStatistics
 from robot_rl.rl.flat_adam import FlatAdam
 from robot_rl.rl.guard import Guard
-from robot_rl.rl.ratios import OnPolicyActor, Trace, bounded_ratio_loss, clipped_surrogate, divergence
+from robot_rl.rl.on_policy_config import OnPolicyConfig
+from robot_rl.rl.ratios import OnPolicyActor, bounded_ratio_loss, clipped_surrogate, divergence
 from robot_rl.rl.session import SessionConfig, run_session
 from robot_rl.train import distributed
 from robot_rl.train.run import Run
 
 _LEARNING_RATES = (1e-5, 1e-2)
-
-
-@dataclass(frozen=True)
-class OnPolicyConfig:
-    """Settings of the on-policy core."""
-
-    rollout_steps: int = 64
-    """Decisions per lane and iteration (more in lanes where episodes end inside a decision)."""
-    epochs: int = 10
-    """Passes over a roll-out."""
-    minibatches: int = 8
-    """Optimiser steps per pass."""
-    discount: float = 0.99
-    """Discount per decision, or per control step where a method's ``decision.clock`` says so."""
-    gae_lambda: float = 0.95
-    """Advantage estimation's lambda (arXiv 1506.02438)."""
-    timeout: Literal["final", "current", "terminal", "mask"] = "final"
-    """What follows a time limit: the value of the final observation; that of the last decision's own (rsl_rl);
-    nothing, as if the task had ended; or the decision is left out (Brax)."""
-    loss: Literal["clip", "bpo"] = "clip"
-    """PPO's clipped ratio (arXiv 1707.06347), or bounded-ratio regression with a median critic (arXiv 2604.18578)."""
-    clip: float = 0.2
-    """Clip range of the ratio; for bpo the distance of its optimum from 1."""
-    bpo_temperature: float = 1e-3
-    """Difference from the median, in units of the scaled return, below which bpo's optimum is soft."""
-    normalize: Literal["rollout", "minibatch", "none"] = "rollout"
-    """Over what advantages get zero mean and unit deviation; bpo does not normalise."""
-    target_kl: float = 0.05
-    """An iteration's passes stop when the estimated KL exceeds this; 0 never stops."""
-    schedule: Literal["cosine", "linear", "constant", "adaptive"] = "cosine"
-    """Step sizes over the budget: a cosine to a tenth, a line to zero, constant, or adapted to ``schedule_kl``."""
-    schedule_kl: float = 0.01
-    """KL per update that the adaptive schedule aims at (rsl_rl's rule)."""
-    actor_learning_rate: float = 6e-4
-    """Adam's step size for the actor."""
-    critic_learning_rate: float = 1e-3
-    """Adam's step size for the critic; follows the same schedule."""
-    entropy_weight: float = 0.0
-    """Weight of the entropy bonus."""
-    anchor: AnchorConfig = field(default_factory=AnchorConfig)
-    """Penalty on leaving the base policy."""
-    max_grad_norm: float = 1.0
-    """Gradients of actor and critic are each clipped to this norm."""
-    warmup_iterations: int = 1
-    """First iterations that train the critic alone."""
-    scale_rewards: bool = True
-    """Divide rewards by the running deviation of the discounted return, so that values are of order one."""
-    value_hidden: tuple[int, ...] = (256, 256)
-    """Widths of the critic's hidden layers."""
-
-
-class RewardScale:
-    """Running deviation of the discounted return of N lanes, by which rewards are divided."""
-
-    def __init__(self, num_lanes: int, discount: float) -> None:
-        self.discount = discount
-        self.moments = np.zeros(3)
-        """Count, mean and summed squared deviation of the returns seen."""
-        self._returns = np.zeros(num_lanes)
-
-    def add(self, reward: np.ndarray, done: np.ndarray) -> None:
-        """Take in one step's rewards (N,) and ends (N,) bool."""
-        self._returns = self._returns * self.discount + reward
-        count, mean, squared = self.moments
-        total, batch = count + len(reward), self._returns
-        shift = batch.mean() - mean
-        squared += batch.var() * len(batch) + shift**2 * count * len(batch) / total
-        self.moments = np.array([total, mean + shift * len(batch) / total, squared])
-        self._returns[done] = 0
-
-    @property
-    def factor(self) -> float:
-        """What to multiply rewards by; 1 until the returns vary."""
-        count, _, squared = distributed.pooled(self.moments)
-        deviation = math.sqrt(squared / max(count, 1))
-        return 1 / deviation if deviation > 1e-6 else 1.0
-
-
-@dataclass
-class _Batch:
-    """What an iteration learns from, B decisions in rows."""
-
-    trace: Trace
-    critic_input: Tensor
-    advantage: Tensor
-    target: Tensor
-    old_score: Tensor
-    snapshot: Trace
-    fresh: Tensor
-    """(B,) bool: decided with the present parameters, so that the ratio starts at 1."""
-
-    def shuffled(self, order: Tensor, parts: int) -> Iterator[_Batch]:
-        """Yield ``parts`` of the rows in the given order."""
-        parts = min(parts, len(order))
-
-        def split(rows: Tensor) -> tuple[Tensor, ...]:
-            return rows[order].tensor_split(parts)
-
-        def columns(trace: Trace) -> list[Trace]:
-            pieces = {key: split(rows) for key, rows in trace.items()}
-            return [{key: piece[i] for key, piece in pieces.items()} for i in range(parts)]
-
-        numbers = map(split, (self.critic_input, self.advantage, self.target, self.old_score))
-        return map(_Batch, columns(self.trace), *numbers, columns(self.snapshot), split(self.fresh))
 
 
 class OnPolicyLearner:
@@ -284,7 +180,7 @@ class OnPolicyLearner:
         self._share_policy()
         return metrics
 
-    def _critic_loss(self, part: _Batch) -> tuple[Tensor, Tensor]:
+    def _critic_loss(self, part: Batch) -> tuple[Tensor, Tensor]:
         """Return the values (B,) before the step and the critics' loss."""
         assert self.value is not None
         values = self.value(part.critic_input)
@@ -296,7 +192,7 @@ class OnPolicyLearner:
         return values.detach(), loss
 
     def _policy_loss(
-        self, part: _Batch, log_ratio: Tensor, values: Tensor, weight: Tensor, clip: Tensor
+        self, part: Batch, log_ratio: Tensor, values: Tensor, weight: Tensor, clip: Tensor
     ) -> tuple[Tensor, Tensor | float]:
         """Return what the actor descends, and the divergence from the base where there is an anchor."""
         config, actor = self.config, self.actor
@@ -316,14 +212,14 @@ class OnPolicyLearner:
         return loss + self.anchor.weight * distance, distance.detach()
 
     @torch.no_grad()
-    def _divergence(self, part: _Batch, log_ratio: Tensor) -> float:
+    def _divergence(self, part: Batch, log_ratio: Tensor) -> float:
         """Return KL(old || new): in closed form where the actor has one and the schedule needs it, else estimated."""
         if part.snapshot:
             return self.actor.divergence_from(part.snapshot, part.trace).mean().item()
         return divergence(log_ratio).item()
 
     @torch.no_grad()
-    def _prepare(self, rollout: Rollout) -> tuple[_Batch, dict[str, float]]:
+    def _prepare(self, rollout: Rollout) -> tuple[Batch, dict[str, float]]:
         """Value the roll-out's decisions and score them by the present parameters."""
         config, actor = self.config, self.actor
         trace = rollout.rows(rollout.filled)
@@ -352,7 +248,7 @@ class OnPolicyLearner:
         device = critic_input.device
         metrics = {"explained_variance": explained.item(), "reward": rollout.reward[valid].mean().item()}
         numbers = advantage.to(device), target.to(device)
-        return _Batch(trace, critic_input, *numbers, old_score, snapshot, ~carried.to(device)), metrics
+        return Batch(trace, critic_input, *numbers, old_score, snapshot, ~carried.to(device)), metrics
 
     @torch.no_grad()
     def _advantages(self, rollout: Rollout, values: Tensor, value: StateValue) -> tuple[Tensor, Tensor]:
