@@ -227,7 +227,8 @@ def main() -> None:
             "worst_interval_reach": (">=", 0.0),
             "failed": ("<=", 0),
         },
-        notes="Two runs at a time, one thread each. base_success_upper repeats base_success. best_on_policy_interval_gap: low end of the method's 95 % interval "
+        notes="Two runs at a time, one thread each. base_success_upper repeats base_success. "
+        "best_on_policy_interval_gap: low end of the method's 95 % interval "
         "less the high end of its base's; worst_interval_reach: the least, over methods that start from a base, of "
         "their high end less their base's low end; below zero a method has made its base worse beyond both intervals. "
         f"From scratch, and held to no target: {', '.join(m for m in FROM_SCRATCH if m in methods)}.",
