@@ -279,13 +279,17 @@ def check_learns(name: str, problem: Problem, directory: Path, *, steps: int, op
         one.seed(1)
         planned = one.plan(history)
         chunks.append(np.append(planned, one.refine(history, planned[:, 0])))
-    assert np.array_equal(chunks[0], chunks[1]), f"{name}: the policy that was returned and the one that was saved act differently"
+    assert np.array_equal(chunks[0], chunks[1]), (
+        f"{name}: the policy that was returned and the one that was saved act differently"
+    )
 
 
 def check_resumes(name: str, problem: Problem, directory: Path, *, options: Sequence[str] = ()) -> None:
     """A run that ended goes on where it was: steps and time go on, and no row of the log is written twice."""
     run_method(name, problem, directory, steps=700, options=options, evaluations=1)
-    before = read_metrics(directory, "finetune")[-1]
+    logged = read_metrics(directory, "finetune")
+    assert logged, f"{name} has no rows of stage 'finetune' in its log: one of its metrics is called 'stage'?"
+    before = logged[-1]
     run_method(name, problem, directory, steps=1400, options=options, evaluations=2, resume=True)
     rows = read_metrics(directory, "finetune")
     later = [row for row in rows if row["step"] > before["step"]]
