@@ -136,6 +136,10 @@ def _choice(measured: Sequence[Mapping[str, Any]]) -> list[str]:
     best = measured[0]
     rivals = [row for row in measured[1:] if row["interval"][1] >= best["interval"][0]]
     described = f"{best['method']} at {_share(best)}"
+    if best["gain"] <= 0:
+        return [
+            f"No method is better than its base: the best is {described}. Keep the base, or compare with more budget."
+        ]
     if best["gain_interval"][0] <= 0:
         return [
             f"No method is clearly better than its base: the best is {described}, and its gain of "

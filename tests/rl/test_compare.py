@@ -285,6 +285,9 @@ def test_the_recommendation_says_how_certain_it_is():
     assert none[0].startswith("No method is clearly better than its base")
     assert "+4.0 points" in none[0]
 
+    worse = summary(base, [Outcome(99, 200)])["recommendation"]
+    assert worse[0].startswith("No method is better than its base: the best is m0 at 49.5 %")
+
     scattered = summary(base, [Outcome(190, 200), Outcome(80, 200)])["recommendation"]
     assert scattered[0].startswith("No method is clearly better"), "seeds that disagree make a gain uncertain"
 
