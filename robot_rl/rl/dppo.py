@@ -26,7 +26,20 @@ from robot_rl.train.run import Run
 
 def _core() -> OnPolicyConfig:
     # Densities are averaged over the chunk, so that clip ranges are far smaller than those of a joint density.
-    return OnPolicyConfig(rollout_steps=15, epochs=5, minibatches=4, clip=0.01, target_kl=0.0, actor_learning_rate=1e-4)
+    return OnPolicyConfig(
+        rollout_steps=15,
+        epochs=5,
+        minibatches=4,
+        clip=0.01,
+        target_kl=0.0,
+        actor_learning_rate=1e-5,
+        warmup_iterations=2,
+    )
+
+
+def _policy() -> ChainPolicyConfig:
+    # As it is trained, less the floor: few steps of DDIM lose much of what the same steps reach with ancestral noise.
+    return ChainPolicyConfig(eta=1.0)
 
 
 @dataclass(frozen=True)
@@ -37,9 +50,9 @@ class DPPOConfig:
     """Environments stepped at once."""
     eta: float = 1.0
     """Share of ancestral noise while exploring; 1 is DDPM's."""
-    sample_std: float = 0.1
+    sample_std: float = 0.05
     """Least standard deviation of the noise in tuned denoising steps while exploring."""
-    score_std: float = 0.1
+    score_std: float = 0.05
     """Least standard deviation in their log-densities; above ``sample_std`` the steps are smoother than the noise."""
     denoising_discount: float = 0.99
     """Weight of a tuned step relative to the next less noisy one."""
@@ -47,7 +60,7 @@ class DPPOConfig:
     """Clip range of the noisiest tuned step; grows to the core's ``clip``, which is that of the last."""
     clip_growth: float = 3.0
     """Rate of this exponential growth; near 0 it is linear."""
-    policy: ChainPolicyConfig = field(default_factory=ChainPolicyConfig)
+    policy: ChainPolicyConfig = field(default_factory=_policy)
     """Denoising steps, and how the evaluated policy samples."""
     decision: DecisionConfig = field(default_factory=DecisionConfig)
     """Reward and discount of a chunk."""

@@ -29,16 +29,24 @@ from robot_rl.train.run import Run
 
 def _core() -> OnPolicyConfig:
     # Densities are averaged over chain and chunk, so that clip ranges are far smaller than those of a joint density.
-    return OnPolicyConfig(rollout_steps=15, epochs=5, minibatches=4, clip=0.01, target_kl=0.0, actor_learning_rate=1e-4)
+    return OnPolicyConfig(
+        rollout_steps=15,
+        epochs=5,
+        minibatches=4,
+        clip=0.002,
+        target_kl=0.0,
+        actor_learning_rate=1e-5,
+        warmup_iterations=2,
+    )
 
 
 @dataclass(frozen=True)
 class NoiseConfig:
     """The learned noise of exploration, in normalised actions."""
 
-    std_min: float = 0.08
+    std_min: float = 0.03
     """Least standard deviation of an integration step's noise."""
-    std_max: float = 0.16
+    std_max: float = 0.07
     """Largest standard deviation."""
     hold: float = 0.35
     """Share of the budget over which ``std_max`` stays; it falls along a cosine after that."""

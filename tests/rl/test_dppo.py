@@ -26,7 +26,8 @@ def clone():
 
 
 def make_actor(base, lanes=8, policy=None, **options):
-    config = DPPOConfig(policy=policy or ChainPolicyConfig(tuned_steps=2), core=CORE, first_clip=0.05, **options)
+    options = {"first_clip": 0.05, "sample_std": 0.1, "score_std": 0.1, **options}
+    config = DPPOConfig(policy=policy or ChainPolicyConfig(tuned_steps=2), core=CORE, **options)
     chain = ChainPolicy(base, config.policy)
     chain.tuned.requires_grad_(True)
     return DPPOActor(chain, lanes, config)

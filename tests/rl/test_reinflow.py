@@ -110,7 +110,7 @@ def test_ratio_is_one_on_the_one_time_grid(clone, steps):
 
 
 def test_bandit_is_learned_and_the_base_stays(clone):
-    actor = make_actor(clone, 32)
+    actor = make_actor(clone, 32, noise=NoiseConfig(std_min=0.08, std_max=0.16))
     frozen = {name: value.clone() for name, value in clone.state_dict().items()}
     learner = OnPolicyLearner(actor, BanditEnv(32), CORE)
     for i in range(30):
