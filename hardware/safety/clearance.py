@@ -11,16 +11,20 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import mujoco
 import numpy as np
 
 from hardware.safety.motion import braking_step
 from robot_rl.core.errors import ConfigError, UnknownNameError
 
+if TYPE_CHECKING:
+    import mujoco
+
 logger = logging.getLogger(__name__)
 _SOLVED = 1
+_SLIDE, _HINGE = 2, 3
+"""Types of joints in MuJoCo (``mjtJoint``)."""
 _TOUCHING = 1e-6
 _SPARE, _RETURN = 5e-4, 0.1
 """Metres beyond the margin at which `slide` stays, for the curvature that its rows leave out, and by which share of
@@ -55,11 +59,13 @@ class Clearance:
             UnknownNameError: no such joint or geom.
             ConfigError: a joint is neither hinge nor slide, or there is no pair.
         """
+        import mujoco  # only here: whoever needs no distances needs no simulator
+
+        self._mujoco = mujoco
         self.model, self.data, self.margin, self.near = model, mujoco.MjData(model), margin, near
         numbers = [_number(model, mujoco.mjtObj.mjOBJ_JOINT, name, "joint") for name in joints]
-        kinds = {int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE)}
         for name, number in zip(joints, numbers, strict=True):
-            if int(model.jnt_type[number]) not in kinds:
+            if int(model.jnt_type[number]) not in (_SLIDE, _HINGE):
                 raise ConfigError(f"joint '{name}' is neither hinge nor slide, so no command sets its position")
         self._places, self._rates = model.jnt_qposadr[numbers], model.jnt_dofadr[numbers]
         if pairs is None:
@@ -133,7 +139,7 @@ class Clearance:
         return self.margin - min(self._distances(pairs))
 
     def _distances(self, pairs: list[tuple[int, int]]) -> list[float]:
-        model, data, measure = self.model, self.data, mujoco.mj_geomDistance
+        model, data, measure = self.model, self.data, self._mujoco.mj_geomDistance
         return [measure(model, data, first, second, _FAR, None) for first, second in pairs]
 
     def slide(
@@ -168,16 +174,16 @@ class Clearance:
         """Return how the distance of each near pair changes (P, A) per displacement, and by how much it may shrink."""
         pairs = [self.pairs[k] for k in self._near(command, np.zeros(len(command)), self.near)]
         self._place(command)
-        mujoco.mj_comPos(self.model, self.data)
+        self._mujoco.mj_comPos(self.model, self.data)
         rows, rooms = [], []
         for first, second in pairs:
-            distance = mujoco.mj_geomDistance(self.model, self.data, first, second, self.near, self._ends)
+            distance = self._mujoco.mj_geomDistance(self.model, self.data, first, second, self.near, self._ends)
             if distance >= self.near or abs(distance) < _TOUCHING:
                 continue
             normal = (self._ends[3:] - self._ends[:3]) / distance
             for side, geom, point in ((0, first, self._ends[:3]), (1, second, self._ends[3:])):
                 body = int(self.model.geom_bodyid[geom])
-                mujoco.mj_jac(self.model, self.data, self._jacobian[side], None, point, body)
+                self._mujoco.mj_jac(self.model, self.data, self._jacobian[side], None, point, body)
             rows.append(normal @ (self._jacobian[1] - self._jacobian[0])[:, self._rates])
             rooms.append(distance - self.margin - _SPARE)
         if not rows:
@@ -188,11 +194,13 @@ class Clearance:
 
     def _place(self, command: np.ndarray) -> None:
         self.data.qpos[self._places] = command
-        mujoco.mj_kinematics(self.model, self.data)
+        self._mujoco.mj_kinematics(self.model, self.data)
 
 
 def _number(model: mujoco.MjModel, kind: Any, name: str, what: str) -> int:
     """Return the number of a named part of the model."""
+    import mujoco
+
     number = int(mujoco.mj_name2id(model, kind, name))
     if number < 0:
         count = model.njnt if what == "joint" else model.ngeom
@@ -236,7 +244,7 @@ def _reach(model: mujoco.MjModel, joint: int, first: int, second: int) -> float:
             found.append(reach + others + float(np.linalg.norm(model.jnt_pos[joint])))
     if len(found) != 1:
         return 0.0  # it moves neither of them, or both alike
-    return 1.0 if int(model.jnt_type[joint]) == int(mujoco.mjtJoint.mjJNT_SLIDE) else found[0]
+    return 1.0 if int(model.jnt_type[joint]) == _SLIDE else found[0]
 
 
 def _slack(model: mujoco.MjModel, body: int) -> float:
@@ -244,6 +252,6 @@ def _slack(model: mujoco.MjModel, body: int) -> float:
     slack = 0.0
     for joint in range(model.body_jntadr[body], model.body_jntadr[body] + model.body_jntnum[body]):
         slack += 2 * float(np.linalg.norm(model.jnt_pos[joint]))
-        if int(model.jnt_type[joint]) != int(mujoco.mjtJoint.mjJNT_HINGE):
+        if int(model.jnt_type[joint]) != _HINGE:
             slack += float(np.abs(model.jnt_range[joint]).max()) if model.jnt_limited[joint] else _ENDLESS
     return slack
