@@ -228,7 +228,7 @@ def test_what_cannot_work_is_refused(tmp_path, reach_env, fake_base):
     with Run.create(tmp_path / "run", {}, spec=base.spec) as run:
         with pytest.raises(ConfigError, match=r"residual.squashed=true"):
             finetune(base, reach_env, ResidualOffPolicyConfig(residual=ResidualPolicyConfig()), run, session=ONCE)
-        with pytest.raises(CapabilityError, match="already corrects"):
+        with pytest.raises(CapabilityError, match="needs a base with a normaliser"):
             finetune(ResidualPolicy(base, SMALL), reach_env, ResidualOffPolicyConfig(), run, session=ONCE)
         bad = ResidualOffPolicyConfig(demonstration_share=1.0)
         with pytest.raises(ConfigError, match="demonstration_share"):
