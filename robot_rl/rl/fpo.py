@@ -29,7 +29,15 @@ from robot_rl.train.run import Run
 def _core() -> OnPolicyConfig:
     # The ratio stands on a mean of squared errors, which moves far less than a density does: hence the small clip
     # range, and no limit on what is no KL.
-    return OnPolicyConfig(clip=0.05, target_kl=0.0, actor_learning_rate=1e-4)
+    return OnPolicyConfig(rollout_steps=16, epochs=4, clip=0.05, target_kl=0.0, actor_learning_rate=3e-5)
+
+
+def scratch_config() -> FPOConfig:
+    """Return settings for locomotion from scratch, one decision per control step."""
+    core = OnPolicyConfig(
+        epochs=5, clip=0.05, target_kl=0.0, actor_learning_rate=1e-3, max_grad_norm=0.5, value_hidden=(64, 64)
+    )
+    return FPOConfig(scratch=True, samples=4, core=core)
 
 
 @dataclass(frozen=True)

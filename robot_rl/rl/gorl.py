@@ -34,7 +34,7 @@ _LARGEST_LOG_RATIO = 3.0
 
 
 def _core() -> OnPolicyConfig:
-    return OnPolicyConfig(actor_learning_rate=3e-4, anchor=AnchorConfig(weight=1e-3))
+    return OnPolicyConfig(rollout_steps=16, actor_learning_rate=1e-4, anchor=AnchorConfig(weight=1e-3))
 
 
 def _steering() -> SteeredPolicyConfig:
@@ -176,7 +176,7 @@ class GoRLActor(ChunkActor):
         if fraction >= (self.stage + 1) / config.stages and self.stage + 1 < config.stages:
             self._next_stage()
         noise = trace["noise"]
-        metrics = {"noise_norm": float(noise.square().mean().sqrt()), "stage": float(self.stage)}
+        metrics = {"noise_norm": float(noise.square().mean().sqrt()), "refits": float(self.stage)}
         return metrics | {"noise_std": float(self.policy.actor.log_std.detach().exp().mean())}
 
     def state(self) -> dict[str, Tensor]:

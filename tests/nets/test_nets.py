@@ -3,10 +3,11 @@ import torch
 
 from robot_rl.nets.embed import TimeEmbedding
 from robot_rl.nets.mlp import ResidualMLP, mlp
+from robot_rl.nets.plain import PlainMLP
 from robot_rl.nets.unet1d import UNet1D
 
 
-@pytest.mark.parametrize("backbone", [ResidualMLP, UNet1D])
+@pytest.mark.parametrize("backbone", [ResidualMLP, UNet1D, PlainMLP])
 def test_backbones_keep_the_shape_start_at_zero_and_use_every_input(backbone):
     torch.manual_seed(0)
     net = backbone(8, 2, 5, width=32, depth=2)

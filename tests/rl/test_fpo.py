@@ -236,6 +236,7 @@ def test_wrong_heads_and_settings_are_refused(reach_env):
         FPOConfig(loss="huber")
     with pytest.raises(ConfigError, match="samples"):
         FPOConfig(samples=0)
+    assert fpo.make_actor(reach_env(1), fpo.scratch_config(), 0).policy.horizon == 1
     unbounded = Spec(spec.observation, ArraySpec((2,)), 10.0)
     with pytest.raises(ConfigError, match="finite action bounds"):
         flow_from_scratch(unbounded, ScratchConfig())

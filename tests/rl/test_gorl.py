@@ -174,9 +174,9 @@ def test_stage_ends_with_the_decoder_holding_what_was_learned(tmp_path, reach_en
     decoder, iterations = fingerprint(actor.policy.base.head), 24
     for i in range(1, iterations):
         last = learner.iterate(0.49 * i / iterations)
-        assert last["stage"] == 0
+        assert last["refits"] == 0
     assert fingerprint(actor.policy.base.head) == decoder
-    assert learner.iterate(0.5)["stage"] == 1
+    assert learner.iterate(0.5)["refits"] == 1
     assert fingerprint(actor.policy.base.head) != decoder
     assert actor.policy.actor.log_std.abs().max() == 0
     normalizer = fingerprint(actor.policy.base.normalizer)
@@ -232,6 +232,7 @@ def test_base_is_improved_and_is_a_policy_again(tmp_path, reach_env, fake_base):
     assert max(row["success"] for row in rows[1:]) > rows[0]["success"] + 0.15
     steps = [row["step"] for row in read_metrics(tmp_path / "run", "finetune")]
     assert steps == sorted(set(steps))
+    assert steps[-1] >= 12_000
     loaded = load_policy(tmp_path / "run" / "checkpoints" / "best")
     assert loaded.kind == "steered"
     history = {"state": np.random.default_rng(0).uniform(-0.5, 0.5, (5, 2, 4)).astype(np.float32)}
