@@ -26,6 +26,7 @@ from robot_rl.data.frames import Frames
 from robot_rl.data.windows import WindowSampler
 from robot_rl.policies.checkpoint import load_policy
 from robot_rl.policies.chunked import ChunkedConfig, ChunkedPolicy
+from robot_rl.rl.options import config_class, override
 from robot_rl.rl.session import SessionConfig
 from robot_rl.rollout.evaluate import evaluate, wilson
 from robot_rl.train.progress import progress
@@ -76,10 +77,11 @@ def score(checkpoint: Path, lanes: int, workers: int) -> dict[str, Any]:
 
 
 class CoverageGain:
-    """Push-T rewarded for what counts: 1 on first success, plus half of the coverage gained in the step.
+    """Push-T rewarded for what counts: 20 x the coverage gained in the step.
 
     The native reward pays min(coverage / 0.95, 1) at every step until success ends the episode, so that its best return
-    is to hover just below success. Gains of coverage telescope and leave no such incentive.
+    is to hover just below success. Gains telescope and leave no such incentive; together with a penalty of 1 per
+    decision they ask for success soon.
     """
 
     def __init__(self, env: Any) -> None:
@@ -94,13 +96,21 @@ class CoverageGain:
         step = self._env.step(actions)
         gain = step.info["coverage"] - self._coverage
         self._coverage = np.where(step.done, 0.0, step.info["coverage"])
-        return replace(step, reward=(step.terminated + 0.5 * gain).astype(np.float32))
+        return replace(step, reward=(20 * gain).astype(np.float32))
+
+
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "qchunk": ("updates_per_step=0.12", "start_steps=30000", "core.discount=0.97", "sample_steps=5"),
+    "residual": ("lanes=96", "scale=0.3", "history=2", "log_std=-2.0", "core.actor_learning_rate=1e-3"),
+}
+"""Settings of methods where they differ from the defaults."""
 
 
 def improve(path: Path, base: Path, method: str, minutes: float, workers: int) -> dict[str, Any]:
     """Fine-tune the base in the environment; returns the settings that were used."""
-    config, finetune = method_settings(method), load("finetuners", method)
-    session = SessionConfig(minutes=minutes, evaluations=6, eval_episodes=100, eval_lanes=50)
+    finetune = load("finetuners", method)
+    config = override(config_class(finetune)(), SETTINGS.get(method, ()))
+    session = SessionConfig(minutes=minutes, evaluations=6, eval_episodes=100, eval_lanes=50, stop_at=0.97)
 
     def factory(num_envs: int) -> Any:
         return CoverageGain(make_env(TASK, num_envs=num_envs, workers=workers))
@@ -108,25 +118,7 @@ def improve(path: Path, base: Path, method: str, minutes: float, workers: int) -
     record = {"method": method, "config": config, "session": session}
     with Run.create(path, record, resume=True, ignore=("session.minutes",)) as run:
         finetune(load_policy(base), factory, config, run, session=session)
-    return {"method": method}
-
-
-def method_settings(method: str) -> Any:
-    """Return the settings of a method for this task: dense native reward, chunks of eight steps."""
-    from robot_rl.policies.residual import ResidualPolicyConfig
-    from robot_rl.rl.on_policy import OnPolicyConfig
-    from robot_rl.rl.residual import ResidualConfig
-
-    if method == "residual":
-        return ResidualConfig(
-            lanes=96,
-            # More noise than 4 % of the action's range at the start costs the base its successes.
-            residual=ResidualPolicyConfig(scale=0.3, history=2, log_std=-2.0),
-            core=OnPolicyConfig(actor_learning_rate=1e-3),
-        )
-    from robot_rl.rl.dsrl import DSRLConfig
-
-    return DSRLConfig()
+    return {"method": method, "settings": SETTINGS.get(method, ())}
 
 
 def stage(path: Path, name: str, work: Any) -> dict[str, Any]:
@@ -154,8 +146,8 @@ def main() -> None:
     """Run what is missing and report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/bench/pusht_human"))
-    parser.add_argument("--method", default="residual", help="fine-tuning method")
-    parser.add_argument("--minutes", type=float, default=28.0, help="wall-clock budget of fine-tuning")
+    parser.add_argument("--method", default="qchunk", help="fine-tuning method")
+    parser.add_argument("--minutes", type=float, default=20.0, help="wall-clock budget of fine-tuning")
     parser.add_argument("--threads", type=int, default=0, help="torch threads, 0 for all cores")
     parser.add_argument("--remark", default="", help="what a reader must know of this run, kept with the result")
     parser.add_argument("--fresh", action="store_true", help="forget earlier results")
