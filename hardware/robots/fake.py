@@ -41,6 +41,8 @@ class FakeRobot:
         self.spec = Spec(observation, ArraySpec((size,), unit="m", low=low, high=high), rate_hz)
         self.commands: list[np.ndarray] = []
         """Every command received."""
+        self.commanded_after: list[int] = []
+        """The number of the observation that each command followed: those of one tick share it."""
         self.stops: list[StopKind] = []
         """Every stop received."""
         self._position = np.zeros(size)
@@ -73,7 +75,13 @@ class FakeRobot:
         self._require()
         self._position = np.clip(np.asarray(action, float), self.limits.low, self.limits.high)
         self.commands.append(self._position.copy())
+        self.commanded_after.append(self._seq)
         return self._position
+
+    def effective_commands(self) -> np.ndarray:
+        """Return the last command (T, A) after each observation: what counts where a command was replaced."""
+        after = np.array(self.commanded_after)
+        return np.array(self.commands)[np.flatnonzero(np.diff(after, append=after[-1] + 1))]
 
     def stop(self, kind: StopKind = StopKind.CONTROLLED) -> bool:
         """Note the stop; False if not connected."""

@@ -24,6 +24,7 @@ from __future__ import annotations
 import array
 import dataclasses
 import json
+from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -158,14 +159,20 @@ class VectorLayout:
 class Assembler:
     """Joins the vectors of a control step with the images that it names by their time.
 
-    Images travel on topics of their own and may arrive after the vectors. An observation is complete once every image
-    that its ``stamp:`` elements announce is there; a newer observation that is complete replaces one that waits.
+    Images travel on topics of their own: before the vectors, after them, or not at all. An observation is complete once
+    every image that its ``stamp:`` elements announce is there, or, where one was lost, the first that came after it;
+    newer vectors replace those that wait.
     """
+
+    _KEPT = 8
+    """Images of one camera that are remembered: vectors may be handled when newer images have come already."""
 
     def __init__(self, spec: Spec) -> None:
         self.layout = VectorLayout(spec)
         self._specs = {key: one for key, one in spec.observation.items() if one.is_image}
-        self._images: dict[str, tuple[float, np.ndarray]] = {}
+        self._images: dict[str, deque[tuple[float, np.ndarray]]] = {
+            key: deque(maxlen=self._KEPT) for key in self._specs
+        }
         self._waiting: StampedObservation | None = None
 
     def add_vectors(self, message: JointState) -> StampedObservation | None:
@@ -177,19 +184,22 @@ class Assembler:
         """Take one image; return the observation that it completes, if any."""
         image = from_image(message)
         self._specs[key].validate(image, f"image '{key}'")
-        self._images[key] = (from_time(message.header.stamp), image)
+        self._images[key].append((from_time(message.header.stamp), image))
         return self._complete()
 
     def _complete(self) -> StampedObservation | None:
         waiting = self._waiting
         if waiting is None:
             return None
-        for key in self._specs:
-            announced = waiting.stamps.get(key, waiting.stamp)
-            if key not in self._images or self._images[key][0] < announced - _SAME_TIME:
+        found = {}
+        for key, images in self._images.items():
+            announced = waiting.stamps.get(key, waiting.stamp) - _SAME_TIME
+            image = next((one for one in images if one[0] >= announced), None)
+            if image is None:
                 return None
-        for key in self._specs:
-            waiting.stamps[key], waiting.values[key] = self._images[key]
+            found[key] = image
+        for key, image in found.items():
+            waiting.stamps[key], waiting.values[key] = image
         self._waiting = None
         return waiting
 
