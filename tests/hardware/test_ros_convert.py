@@ -88,6 +88,19 @@ def test_slow_camera_serves_several_steps_and_a_lost_image_delays_only_its_step(
     assert assembler.add_vectors(layout.pack(newer)).seq == 4
 
 
+def test_vectors_are_paired_with_the_image_they_name_also_when_newer_ones_have_come():
+    assembler, layout = convert.Assembler(SPEC), convert.VectorLayout(SPEC)
+    steps = [observation(seq, image_stamp=1235.0 + seq) for seq in range(4)]
+    for one in steps:
+        one.values["images.front"] = np.full((4, 6, 3), one.seq, np.uint8)
+    for one in steps:
+        if one.seq != 1:  # that one is lost
+            assembler.add_image("images.front", image_message(one))
+    received = [assembler.add_vectors(layout.pack(one)) for one in steps]
+    assert [int(one.values["images.front"].mean()) for one in received] == [0, 2, 2, 3]
+    assert [round(one.stamps["images.front"]) for one in received] == [1235, 1237, 1237, 1238]
+
+
 def test_wrong_elements_are_named():
     other = Spec({"state": ArraySpec((3,), names=("x", "z", "yaw"))}, SPEC.action)
     message = convert.VectorLayout(other).pack(observation())
