@@ -141,7 +141,7 @@ def _events(changes: Sequence[Mapping[str, Any]]) -> list[tuple[float, str]]:
     ends = [change["time"] for change in changes[1:]] + [float("inf")]
     told = []
     for change, end in zip(changes, ends, strict=True):
-        passing = change["mode"] in ("hold", "idle") and end - change["time"] < BRIEF_SECONDS
+        passing = change["mode"] in ("hold", "idle", "align") and end - change["time"] < BRIEF_SECONDS
         if change["time"] >= 0 and not passing and change["reason"] != "shutdown":
             reason = change["reason"]
             told.append((change["time"], WORDS.get((change["mode"], reason), reason.replace("_", " "))))
