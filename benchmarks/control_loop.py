@@ -1,14 +1,12 @@
 """How punctual the executor is beside policy inference, and how long an observation takes to become a command.
 
-Two processes over ROS 2 on this machine: the executor of `hardware.executor` at 100 Hz with the safety chain on, and a
-policy of 4 M parameters that plans at each of its 20 steps per second on one thread (traced, see
-`hardware.policy_process.trace_network`). Peers, in turn with it so that
-whatever else runs on the machine disturbs all alike: the same tick, called by an rclpy timer in the thread that also
-serves the subscriptions, which is how a ROS 2 node is usually written; and the loop with its own measures switched off.
+Two processes over ROS 2 on this machine: the executor of `hardware.executor` at 100 Hz with its default settings and
+the safety chain on, and a policy of 4 M parameters that plans at each of its 20 steps per second on one thread (traced,
+see `hardware.policy_process.trace_network`). In turn with it, so that whatever else runs on the machine disturbs all
+alike: the same without the real-time priority that the default asks for, and the same tick called by an rclpy timer in
+the thread that also serves the subscriptions, which is how a ROS 2 node is usually written.
 
-Real-time priority is off for the figures with targets; one further run tells what it brings where it is permitted.
-
-Run: ``make bench NAME=control_loop`` or ``python benchmarks/control_loop.py [--seconds 60] [--rounds 3]``.
+Run: ``make bench NAME=control_loop`` or ``python benchmarks/control_loop.py [--seconds 60] [--rounds 3] [--extras]``.
 """
 
 from __future__ import annotations
@@ -37,20 +35,22 @@ TARGETS = {
 EXPLANATION = (
     "Lateness: wake-up of a tick against its absolute deadline. Latency: measurement of an observation to the first "
     "command that its chunk brought about, over ROS 2 both ways; that command may replace the one of the present tick "
-    "(share_within_tick of all). Peers ran in turn with it. rclpy_timer: the same tick from an rclpy timer. on_ticks: "
-    "no command is replaced, so that a chunk waits for the next tick. pinned: loop and policy on a processor each, "
-    "which is for machines with nothing else to do. "
-    "aligned_best_case: computed from on_ticks, for observations taken at that moment of the step from which chunks "
-    "arrive best before a tick (the best offset in hindsight); inference and transport vary too much for it."
+    "(share_within_tick of all). The figures with targets are of the executor's default settings, which ask for "
+    "real-time priority and go without where the system refuses it (realtime_priority says which). Peers ran in turn "
+    "with it: normal_priority asks for none; rclpy_timer, at normal priority too, calls the same tick from a timer. "
+    "Extras, on request: on_ticks replaces no command, so that a chunk waits for the next tick; pinned keeps loop and "
+    "policy to a processor each, which is for machines with nothing else to do."
 )
 KINDS: dict[str, dict[str, Any]] = {
-    "loop": {},
-    "timer": {},
+    "default": {},
+    "normal_priority": {"realtime_priority": 0},
+    "rclpy_timer": {"realtime_priority": 0},
     "on_ticks": {"replace_within_tick": False},
     "pinned": {"pin": True},
-    "realtime": {"realtime_priority": 50},
 }
 """Settings of the executor by kind of run."""
+EXTRAS = ("on_ticks", "pinned")
+"""Kinds that run on request."""
 
 
 # ---- the processes ---------------------------------------------------------------------------------------------------
@@ -85,21 +85,22 @@ def policy_role(output: Path, stop: threading.Event, kind: str) -> None:
             super().send_chunk(chunk)
 
     link = TimedLink()
+    parameters = sum(one.numel() for one in policy.parameters())  # a traced network keeps none by that name
     try:
         trace_network(policy)
         serve(policy, link, stop, pin=kind == "pinned")
     finally:
         link.close()
-    parameters = sum(one.numel() for one in policy.parameters())
     output.write_text(json.dumps({"parameters": parameters, "times": times}))
 
 
 def executor_role(output: Path, stop: threading.Event, seconds: float, kind: str) -> None:
     """Run the executor for ``seconds``; write when it observed, got chunks and sent commands.
 
-    ``kind`` is one of `KINDS`: ``timer`` calls the tick from an rclpy timer, the others run the executor's own loop.
+    ``kind`` is one of `KINDS`: ``rclpy_timer`` calls the tick from such a timer, the others run the executor's loop.
     """
     from hardware.executor import Executor, ExecutorConfig
+    from hardware.realtime import release_realtime, request_realtime
     from hardware.robots.fake import FakeRobot
     from hardware.ros import convert
     from hardware.ros.link import RosExecutorLink
@@ -147,13 +148,15 @@ def executor_role(output: Path, stop: threading.Event, seconds: float, kind: str
     lateness = ExactDurations()
     robot = TimedRobot(JOINTS, rate_hz=POLICY_RATE)
     link = TimedLink(robot.spec)
-    options = {"realtime_priority": 0, **KINDS[kind]}
-    config = ExecutorConfig(TICK_RATE, execute_steps=1, late_steps=3, autostart=True, **options)
+    config = ExecutorConfig(TICK_RATE, execute_steps=1, late_steps=3, autostart=True, **KINDS[kind])
+    granted = request_realtime(config.realtime_priority)
+    if granted:
+        release_realtime()  # the loop asks for itself
     executor = Executor(robot, link, config)
     executor.lateness = lateness
     executor.connect()
     try:
-        if kind == "timer":
+        if kind == "rclpy_timer":
             timer_loop(executor, link, stop, seconds)
         else:
             executor.run(stop, seconds)
@@ -162,7 +165,7 @@ def executor_role(output: Path, stop: threading.Event, seconds: float, kind: str
         link.close()
     times = {"observed": observed, "commanded": commanded, "lateness": lateness.values[int(TICK_RATE / 2) :]}
     times |= {"stamps": stamps, "arrived": arrived, "polled": polled}
-    output.write_text(json.dumps({"report": executor.report(), "times": times}))
+    output.write_text(json.dumps({"report": executor.report(), "times": times, "granted": granted}))
 
 
 def timer_loop(executor: Any, link: Any, stop: threading.Event, seconds: float) -> None:
@@ -236,28 +239,12 @@ def latency_figures(parts: Parts) -> dict[str, float]:
     total, inference, wait = (np.asarray(parts[name]) for name in ("total", "inference", "wait"))
     return {
         **percentiles(total - inference, "latency_minus_inference"),
-        **percentiles(total - inference - wait, "latency_minus_inference_and_wait_for_tick"),
         **percentiles(total, "observation_to_command"),
         **percentiles(inference, "inference"),
         **percentiles(parts["transport"], "transport_both_ways"),
         **percentiles(wait, "wait_for_tick"),
         "chunks": len(total),
     }
-
-
-def aligned(parts: Parts) -> dict[str, float]:
-    """Return what `latency_minus_inference` would be if observations were taken so that chunks arrive before a tick.
-
-    The policy's step would begin ``offset`` seconds before a tick instead of on one; of all offsets the best for the
-    99th percentile is taken, in hindsight.
-    """
-    inference, transport = np.asarray(parts["inference"]), np.asarray(parts["transport"])
-    rest = np.asarray(parts["total"]) - inference - transport - np.asarray(parts["wait"])
-    found = []
-    for offset in np.arange(0.0, 1.0 / TICK_RATE, 1e-4):
-        wait = (offset - inference - transport) % (1.0 / TICK_RATE)
-        found.append(percentiles(transport + wait + rest, "latency_minus_inference"))
-    return min(found, key=lambda one: one["latency_minus_inference_p99_ms"])
 
 
 def processor_seconds() -> tuple[float, float]:
@@ -284,6 +271,7 @@ def measure(kind: str, seconds: float, directory: Path) -> tuple[dict[str, Any],
         executor.process.wait(seconds + 150.0)
         if executor.process.returncode:
             raise SystemExit(executor.describe_end())
+        supervisor.stop(((signal.SIGINT, 120.0), (signal.SIGKILL, 5.0)))  # it has yet to write what it measured
     after_busy, after_own = processor_seconds()
     others = max(0.0, (after_busy - busy) - (after_own - own)) / (time.monotonic() - start)
     found = {name: json.loads(path.read_text()) for name, path in outputs.items()}
@@ -294,15 +282,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=float, default=60.0, help="length of all runs of one kind together (s)")
     parser.add_argument("--rounds", type=int, default=3, help="turns in which they are made")
+    parser.add_argument("--extras", action="store_true", help=f"run {' and '.join(EXTRAS)} as well")
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--role", choices=("policy", "executor"), help=argparse.SUPPRESS)
-    parser.add_argument("--kind", choices=KINDS, default="loop", help=argparse.SUPPRESS)
+    parser.add_argument("--kind", choices=KINDS, default="default", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     from hardware.realtime import prepare_process
 
     stop = threading.Event()
     if arguments.role:
-        if arguments.kind != "timer":
+        if arguments.kind != "rclpy_timer":
             prepare_process()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
@@ -311,7 +300,7 @@ def main() -> None:
         else:
             executor_role(arguments.output, stop, arguments.seconds, arguments.kind)
         return
-    benchmark(arguments.seconds, arguments.rounds)
+    benchmark(arguments.seconds, arguments.rounds, [kind for kind in KINDS if arguments.extras or kind not in EXTRAS])
 
 
 class Runs:
@@ -321,7 +310,7 @@ class Runs:
         self.lateness: list[float] = []
         self.missed = 0
         self.parts: Parts = {}
-        self.within, self.chunks, self.parameters = 0, 0, 0
+        self.within, self.chunks, self.parameters, self.granted = 0, 0, 0, False
         self.others: list[float] = []
 
     def add(self, executor: dict[str, Any], policy: dict[str, Any], others: float) -> None:
@@ -334,7 +323,7 @@ class Runs:
         chunks = executor["report"]["chunks"]
         self.within += chunks.get("chunks_acted_within_tick", 0)
         self.chunks += chunks.get("chunks_accepted", 0)
-        self.parameters = policy["parameters"]
+        self.parameters, self.granted = policy["parameters"], executor["granted"]
         self.others.append(others)
 
     def figures(self) -> dict[str, float]:
@@ -344,35 +333,38 @@ class Runs:
             "missed_ticks": self.missed,
             **latency_figures(self.parts),
             "share_within_tick": self.within / max(1, self.chunks),
+            "realtime_priority": self.granted,
             "load_by_other_programs_cores": float(np.mean(self.others)),
         }
 
 
-def benchmark(seconds: float, rounds: int) -> None:
+def benchmark(seconds: float, rounds: int, kinds: list[str]) -> None:
+    """Run ``kinds`` in turn, each ``rounds`` times and ``seconds`` in all, and report."""
     from benchmarks.common import report
     from hardware.ros.context import free_domain, prepare_environment
 
     prepare_environment(free_domain())
-    runs = {kind: Runs() for kind in KINDS}
+    runs = {kind: Runs() for kind in kinds}
     for turn in range(rounds):
-        for kind in KINDS:
+        for kind in kinds:
             with tempfile.TemporaryDirectory() as directory:
                 runs[kind].add(*measure(kind, seconds / rounds, Path(directory)))
-            late = percentiles(runs[kind].lateness, "lateness")
-            print(f"turn {turn + 1} {kind}: lateness so far p99 {late['lateness_p99_ms']:.2f} ms", flush=True)
-    budget = {"seconds": seconds, "turns": rounds, "tick_rate_hz": TICK_RATE, "policy_rate_hz": POLICY_RATE}
+            so_far = runs[kind].figures()
+            shown = ", ".join(f"{name} {so_far[name]:.2f}" for name in (*TARGETS, "load_by_other_programs_cores"))
+            print(f"turn {turn + 1} {kind}, so far: {shown}", flush=True)
+    figures = {kind: one.figures() for kind, one in runs.items()}
     report(
         "control_loop",
         seeds=[0],
-        budget={**budget, "policy_threads": 1},
-        metrics={**runs["loop"].figures(), "policy_parameters": runs["loop"].parameters},
-        peers={
-            "rclpy_timer": runs["timer"].figures(),
-            "on_ticks": runs["on_ticks"].figures(),
-            "pinned": runs["pinned"].figures(),
-            "same loop with SCHED_FIFO where permitted": runs["realtime"].figures(),
-            "aligned_best_case": aligned(runs["on_ticks"].parts),
+        budget={
+            "seconds": seconds,
+            "turns": rounds,
+            "tick_rate_hz": TICK_RATE,
+            "policy_rate_hz": POLICY_RATE,
+            "policy_threads": 1,
         },
+        metrics={**figures.pop("default"), "policy_parameters": runs["default"].parameters},
+        peers=figures,
         targets=TARGETS,
         notes=EXPLANATION,
     )
