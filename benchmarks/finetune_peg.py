@@ -24,7 +24,7 @@ from robot_rl.core.registry import names
 from robot_rl.policies.chunked import ChunkedConfig
 from robot_rl.report.comparison import cells_of, render_comparison
 from robot_rl.report.comparison_picture import write_comparison_picture
-from robot_rl.rl.compare import LAUNCHER, Comparison, Config
+from robot_rl.rl.compare.run import LAUNCHER, Comparison, Config
 from robot_rl.train.run import versions, write_text
 from robot_rl.train.trainer import TrainConfig
 

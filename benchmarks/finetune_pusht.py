@@ -16,7 +16,7 @@ from benchmarks.common import report
 from benchmarks.finetune_peg import figures, margins, markdown, run_in_two_rounds, write_documents
 from robot_rl.core.errors import DataError
 from robot_rl.core.registry import make_env, register
-from robot_rl.rl.compare import Config
+from robot_rl.rl.compare.run import Config
 
 TASK = "gym:gym_pusht/PushT-v0"
 BASE = Path("runs/bench/pusht_human/clone/checkpoints/best")

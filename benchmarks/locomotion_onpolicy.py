@@ -22,8 +22,8 @@ from benchmarks.pusht_human import stage
 from robot_rl.core.registry import load, make_env
 from robot_rl.policies.checkpoint import load_policy
 from robot_rl.policies.diagonal import DiagonalConfig
-from robot_rl.rl.on_policy import OnPolicyConfig
-from robot_rl.rl.ppo import PPOConfig
+from robot_rl.rl.methods.ppo import PPOConfig
+from robot_rl.rl.on_policy.learner import OnPolicyConfig
 from robot_rl.rl.session import SessionConfig
 from robot_rl.rollout.evaluate import evaluate
 from robot_rl.train.run import Run
@@ -65,7 +65,7 @@ SB3 = {
 def fpo_settings() -> Any:
     """Return FPO's settings: the same roll-outs, passes and discount as PPO's."""
     from robot_rl.policies.scratch import ScratchConfig
-    from robot_rl.rl.fpo import FPOConfig
+    from robot_rl.rl.methods.fpo import FPOConfig
 
     core = OnPolicyConfig(
         rollout_steps=64,

@@ -16,8 +16,8 @@ from benchmarks.common import report
 from robot_rl.core.env import Observation, Step
 from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.policies.diagonal import DiagonalConfig
-from robot_rl.rl.on_policy import OnPolicyConfig
-from robot_rl.rl.ppo import PPOConfig, make_learner
+from robot_rl.rl.methods.ppo import PPOConfig, make_learner
+from robot_rl.rl.on_policy.learner import OnPolicyConfig
 
 STATE, ACTION, ROWS, BATCH, EPOCHS, LANES = 17, 6, 2048, 64, 10, 16
 """Stable-Baselines3's defaults on HalfCheetah's sizes."""

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from benchmarks.common import report
 from robot_rl.core.registry import make_env
 from robot_rl.policies.gaussian import GaussianConfig, GaussianPolicy, SquashedGaussian
-from robot_rl.rl.collector import Collector, DecisionConfig, make_replay
-from robot_rl.rl.off_policy import OffPolicyConfig, OffPolicyCore
-from robot_rl.rl.off_policy_learner import OffPolicyLearner
-from robot_rl.rl.proposals import GaussianProposal
-from robot_rl.rl.rlpd import GaussianBehaviour
+from robot_rl.rl.decision import DecisionConfig
+from robot_rl.rl.methods.rlpd import GaussianBehaviour
+from robot_rl.rl.off_policy.collector import Collector, make_replay
+from robot_rl.rl.off_policy.core import OffPolicyConfig, OffPolicyCore
+from robot_rl.rl.off_policy.learner import OffPolicyLearner
+from robot_rl.rl.off_policy.proposals import GaussianProposal
 
 STATE, ACTION, BATCH, ROWS = 39, 28, 256, 10_000
 TASK = "Pendulum-v1"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 
-from robot_rl.rl.compare import Config
+from robot_rl.rl.compare.run import Config
 
 __all__ = ["Config", "resume_hint", "run"]
 
@@ -16,7 +16,7 @@ def run(config: Config) -> int:
     """Compare, print the figures and what they mean, and write the page; 1 if a method failed."""
     from robot_rl.report.comparison import cells_of, render_comparison
     from robot_rl.report.comparison_picture import write_comparison_picture
-    from robot_rl.rl.compare import Comparison
+    from robot_rl.rl.compare.run import Comparison
     from robot_rl.train.progress import say
     from robot_rl.train.run import to_plain, versions, write_text
 

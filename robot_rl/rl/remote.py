@@ -7,16 +7,41 @@ own. Both cores, evaluation and every command use it as they use a local task.
 from __future__ import annotations
 
 import itertools
+import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from robot_rl.core.env import Expert, Observation, Step
-from robot_rl.core.errors import CapabilityError, ConfigError, DataError, RobotRLError
+from robot_rl.core.errors import CapabilityError, ConfigError, DataError, MissingDependencyError, RobotRLError
 from robot_rl.core.registry import make_env
 from robot_rl.core.spec import Spec
-from robot_rl.rl.cluster import connect_ray
+
+
+def connect_ray(purpose: str, address: str = "") -> Any:
+    """Return the module ``ray``, connected to a cluster.
+
+    Args:
+        purpose: who needs it, for the message.
+        address: of the cluster; empty for that of ``RAY_ADDRESS``, or else one that is started on this machine.
+
+    Raises:
+        MissingDependencyError: Ray is not installed.
+        ConfigError: there is no cluster at the address.
+    """
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("ray", "cluster", purpose) from error
+    if not ray.is_initialized():
+        try:
+            ray.init(address=address or None, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError) as error:
+            where = address or os.environ.get("RAY_ADDRESS", "this machine")
+            raise ConfigError(f"no Ray cluster at {where}: {str(error).splitlines()[0]}") from error
+    return ray
 
 
 class RemoteLanes:

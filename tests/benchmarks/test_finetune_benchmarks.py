@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import finetune_peg, finetune_pusht
 from robot_rl.core import registry
-from robot_rl.rl.compare import Config
+from robot_rl.rl.compare.run import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = (str(ROOT / "tests" / "rl" / "fake_commands.py"),)

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from robot_rl.core import registry
 from robot_rl.core.errors import CapabilityError
 from robot_rl.policies.residual import ResidualPolicy, ResidualPolicyConfig
-from robot_rl.rl.on_policy import OnPolicyConfig, OnPolicyLearner
-from robot_rl.rl.residual import ResidualActor
+from robot_rl.rl.methods.residual import ResidualActor
+from robot_rl.rl.on_policy.learner import OnPolicyConfig, OnPolicyLearner
 from robot_rl.rl.session import SessionConfig, run_session
 from robot_rl.train import distributed
 from robot_rl.train.run import Run

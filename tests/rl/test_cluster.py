@@ -61,8 +61,8 @@ def test_a_mistake_is_one_line_also_from_afar():
 
 
 def test_runs_on_a_cluster_are_those_of_a_comparison(tmp_path, monkeypatch):
-    from robot_rl.rl.cluster import RayPlaces
-    from robot_rl.rl.compare import Comparison, Config
+    from robot_rl.rl.compare.cluster import RayPlaces
+    from robot_rl.rl.compare.run import Comparison, Config
 
     @dataclass(frozen=True)
     class Settings:

@@ -7,8 +7,9 @@ import torch
 from robot_rl.core.env import Step
 from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.data.frames import Frames
-from robot_rl.rl.collector import Behaviour, Collector, DecisionConfig, add_demonstrations, make_replay
+from robot_rl.rl.decision import DecisionConfig
 from robot_rl.rl.guard import Guard, NonFiniteError
+from robot_rl.rl.off_policy.collector import Behaviour, Collector, add_demonstrations, make_replay
 
 
 class Counter:

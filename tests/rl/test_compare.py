@@ -9,11 +9,11 @@ import pytest
 
 from robot_rl.core import registry
 from robot_rl.core.errors import ConfigError, DataError, UnknownNameError
-from robot_rl.rl.compare import Comparison, Config
-from robot_rl.rl.compare_results import (
+from robot_rl.rl.compare.jobs import LocalPlaces
+from robot_rl.rl.compare.results import (
     Test as Outcome,
 )
-from robot_rl.rl.compare_results import (
+from robot_rl.rl.compare.results import (
     difference_interval,
     mean_curve,
     over_seeds,
@@ -21,7 +21,7 @@ from robot_rl.rl.compare_results import (
     success_interval,
     summarise,
 )
-from robot_rl.rl.jobs import LocalPlaces
+from robot_rl.rl.compare.run import Comparison, Config
 from robot_rl.rollout.evaluate import wilson
 
 LAUNCHER = (str(Path(__file__).parent / "fake_commands.py"),)
@@ -205,7 +205,7 @@ def test_a_changed_comparison_is_refused(config):
 
 
 def test_two_processes_do_not_share_a_directory(config):
-    from robot_rl.rl.jobs import alone
+    from robot_rl.rl.compare.jobs import alone
 
     with alone(config.out), pytest.raises(ConfigError, match="another process is at work"):
         execute(config)
@@ -251,7 +251,7 @@ def test_curves_are_averaged_where_all_of_them_are_known():
 
 
 def summary(base, *tests, errors=None):
-    from robot_rl.rl.compare_results import Curve, SeedResult
+    from robot_rl.rl.compare.results import Curve, SeedResult
 
     names = [f"m{k}" for k in range(len(tests))]
     runs = [

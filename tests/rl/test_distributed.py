@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from robot_rl.rl.decisions import Rollout
+from robot_rl.rl.on_policy.decisions import Rollout
 from robot_rl.train import distributed
 from robot_rl.train.run import read_metrics
 

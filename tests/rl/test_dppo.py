@@ -10,8 +10,8 @@ from chain_bandit import BEST, BanditEnv, history, scrambled, small_policy
 from robot_rl.core.errors import CapabilityError, ConfigError
 from robot_rl.policies.chain import ChainPolicy, ChainPolicyConfig
 from robot_rl.policies.checkpoint import load_policy, save_policy
-from robot_rl.rl.dppo import DPPOActor, DPPOConfig, finetune
-from robot_rl.rl.on_policy import OnPolicyConfig, OnPolicyLearner
+from robot_rl.rl.methods.dppo import DPPOActor, DPPOConfig, finetune
+from robot_rl.rl.on_policy.learner import OnPolicyConfig, OnPolicyLearner
 from robot_rl.rl.session import SessionConfig
 from robot_rl.train.run import Run, read_metrics
 

@@ -10,10 +10,11 @@ import torch
 from robot_rl.core.errors import ConfigError
 from robot_rl.policies.best_of import BestOfConfig
 from robot_rl.policies.checkpoint import load_policy
-from robot_rl.rl import expo
-from robot_rl.rl.best_of import make_best_of
-from robot_rl.rl.collector import Collector, DecisionConfig, make_replay
-from robot_rl.rl.off_policy import OffPolicyConfig
+from robot_rl.rl.decision import DecisionConfig
+from robot_rl.rl.methods import expo
+from robot_rl.rl.off_policy.best_of import make_best_of
+from robot_rl.rl.off_policy.collector import Collector, make_replay
+from robot_rl.rl.off_policy.core import OffPolicyConfig
 from robot_rl.rl.session import SessionConfig
 from robot_rl.train.run import Run, read_metrics
 

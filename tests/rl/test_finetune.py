@@ -13,10 +13,10 @@ from robot_rl.data.frames import Frames
 from robot_rl.policies.checkpoint import load_policy, save_policy
 from robot_rl.policies.residual import ResidualPolicyConfig
 from robot_rl.policies.steered import SteeredPolicyConfig
-from robot_rl.rl import dsrl, residual, rlpd
 from robot_rl.rl.guard import NonFiniteError
-from robot_rl.rl.off_policy import OffPolicyConfig
-from robot_rl.rl.on_policy import OnPolicyConfig
+from robot_rl.rl.methods import dsrl, residual, rlpd
+from robot_rl.rl.off_policy.core import OffPolicyConfig
+from robot_rl.rl.on_policy.learner import OnPolicyConfig
 from robot_rl.rl.options import config_class, override
 from robot_rl.rl.session import VALIDATION_SEED, SessionConfig
 from robot_rl.train.run import Run, read_metrics

@@ -12,11 +12,11 @@ from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.policies.checkpoint import load_policy
 from robot_rl.policies.chunked import ChunkedConfig, ChunkedPolicy
 from robot_rl.policies.scratch import ScratchConfig, flow_from_scratch
-from robot_rl.rl import fpo
-from robot_rl.rl.fpo import FPOActor, FPOConfig
-from robot_rl.rl.on_policy import OnPolicyConfig, OnPolicyLearner
-from robot_rl.rl.ppo import ObservationMoments
-from robot_rl.rl.ratios import clipped_surrogate
+from robot_rl.rl.methods import fpo
+from robot_rl.rl.methods.fpo import FPOActor, FPOConfig
+from robot_rl.rl.methods.ppo import ObservationMoments
+from robot_rl.rl.on_policy.learner import OnPolicyConfig, OnPolicyLearner
+from robot_rl.rl.on_policy.ratios import clipped_surrogate
 from robot_rl.rl.session import SessionConfig
 from robot_rl.train.run import Run, read_metrics
 

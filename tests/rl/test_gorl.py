@@ -13,10 +13,10 @@ from robot_rl.policies.chunked import ChunkedConfig, ChunkedPolicy
 from robot_rl.policies.diagonal import DiagonalConfig
 from robot_rl.policies.scratch import ScratchConfig, flow_from_scratch
 from robot_rl.policies.steered import SteeredPolicy, SteeredPolicyConfig
-from robot_rl.rl import gorl
-from robot_rl.rl.gorl import GoRLConfig, RefitConfig, refit_decoder
-from robot_rl.rl.on_policy import OnPolicyConfig, OnPolicyLearner
-from robot_rl.rl.ppo import GaussianActor, make_policy
+from robot_rl.rl.methods import gorl
+from robot_rl.rl.methods.gorl import GoRLConfig, RefitConfig, refit_decoder
+from robot_rl.rl.methods.ppo import GaussianActor, make_policy
+from robot_rl.rl.on_policy.learner import OnPolicyConfig, OnPolicyLearner
 from robot_rl.rl.session import SessionConfig
 from robot_rl.train.run import Run, read_metrics
 from robot_rl.train.trainer import TrainConfig
@@ -27,7 +27,7 @@ CORE = OnPolicyConfig(
 )  # fmt: skip
 LATENT = SteeredPolicyConfig(bound=1.0, squashed=False, hidden=(32, 32))
 REFIT = RefitConfig(
-    decisions=2000, train=TrainConfig(steps=400, batch_size=256, learning_rate=5e-3, precision="fp32", warmup_steps=20)
+    decisions=2000, train=TrainConfig(steps=1200, batch_size=256, learning_rate=5e-3, precision="fp32", warmup_steps=20)
 )
 
 
@@ -155,7 +155,7 @@ def test_refit_covers_both_modes_and_keeps_the_return(tmp_path, reach_env):
     refit_decoder(decoder, {"cond": cond, "chunk": chunk}, REFIT, tmp_path / "first")
     actions = decoder.sample(cond[:2000], noise).detach()
     near = (actions.abs() - 0.6).abs() < 0.2
-    assert near.float().mean() > 0.7
+    assert near.float().mean() > 0.85
     assert 0.4 < (actions[near] > 0).float().mean() < 0.6
     assert payoff(untrained).mean() < 0.5
     assert payoff(actions).mean() > payoff(chunk).mean() - 0.12

@@ -10,9 +10,9 @@ from robot_rl.policies.best_of import BestOfConfig, guide
 from robot_rl.policies.checkpoint import load_policy, save_policy
 from robot_rl.policies.chunked import ChunkedConfig, ChunkedPolicy
 from robot_rl.policies.steered import SteeredPolicyConfig
-from robot_rl.rl import dsrl, qchunk, rlpd
 from robot_rl.rl.guide import load_critic
-from robot_rl.rl.off_policy import OffPolicyConfig
+from robot_rl.rl.methods import dsrl, qchunk, rlpd
+from robot_rl.rl.off_policy.core import OffPolicyConfig
 from robot_rl.rl.session import SessionConfig
 from robot_rl.rl.state import load_state
 from robot_rl.rollout.evaluate import evaluate

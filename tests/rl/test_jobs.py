@@ -9,8 +9,8 @@ import time
 import pytest
 
 from robot_rl.core.errors import MissingDependencyError
-from robot_rl.rl.cluster import connect_ray
-from robot_rl.rl.jobs import failure_line, spawn, stop_processes
+from robot_rl.rl.compare.jobs import failure_line, spawn, stop_processes
+from robot_rl.rl.remote import connect_ray
 
 WAIT = "import time\ntry:\n    print('ready', flush=True)\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    "
 
@@ -32,7 +32,7 @@ def test_an_interrupted_process_ends_in_order(tmp_path):
 
 
 def test_a_process_that_does_not_listen_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr("robot_rl.rl.jobs.GRACE_SECONDS", 0.2)
+    monkeypatch.setattr("robot_rl.rl.compare.jobs.GRACE_SECONDS", 0.2)
     log = tmp_path / "log"
     process = spawn(("-c", WAIT + "time.sleep(60)"), log, 1)
     ready(log)
@@ -43,7 +43,7 @@ def test_a_process_that_does_not_listen_is_killed(tmp_path, monkeypatch):
 def test_a_child_does_not_outlive_us(tmp_path):
     child = tmp_path / "child"
     code = (
-        "import pathlib, time\nfrom robot_rl.rl.jobs import spawn\n"
+        "import pathlib, time\nfrom robot_rl.rl.compare.jobs import spawn\n"
         "wait = 'import time; print(\"ready\", flush=True); time.sleep(60)'\n"
         f"p = spawn(('-c', wait), pathlib.Path({str(child)!r}), 1)\n"
         "print(p.pid, flush=True)\ntime.sleep(60)"

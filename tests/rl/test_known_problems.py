@@ -7,9 +7,9 @@ import torch
 from robot_rl.core import registry
 from robot_rl.policies.gaussian import GaussianConfig, GaussianPolicy, SquashedGaussian
 from robot_rl.policies.residual import ResidualPolicy, ResidualPolicyConfig
-from robot_rl.rl.n_step import NStepRows
-from robot_rl.rl.off_policy import OffPolicyConfig, OffPolicyCore
-from robot_rl.rl.proposals import GaussianProposal
+from robot_rl.rl.off_policy.core import OffPolicyConfig, OffPolicyCore
+from robot_rl.rl.off_policy.n_step import NStepRows
+from robot_rl.rl.off_policy.proposals import GaussianProposal
 from robot_rl.rl.testing import (
     CHAIN,
     OFFSET,

@@ -7,11 +7,12 @@ import torch
 from robot_rl.core.errors import CapabilityError, ConfigError
 from robot_rl.policies.gaussian import SquashedGaussian
 from robot_rl.policies.steered import SteeredPolicy, SteeredPolicyConfig
-from robot_rl.rl.collector import Collector, DecisionConfig, make_replay
 from robot_rl.rl.critics import EnsembleCritic
-from robot_rl.rl.dsrl import DSRLConfig, ExecutedChunk, NoiseBehaviour, make_core
-from robot_rl.rl.off_policy import OffPolicyConfig, OffPolicyCore
-from robot_rl.rl.proposals import AliasedNoiseProposal, GaussianProposal
+from robot_rl.rl.decision import DecisionConfig
+from robot_rl.rl.methods.dsrl import DSRLConfig, ExecutedChunk, NoiseBehaviour, make_core
+from robot_rl.rl.off_policy.collector import Collector, make_replay
+from robot_rl.rl.off_policy.core import OffPolicyConfig, OffPolicyCore
+from robot_rl.rl.off_policy.proposals import AliasedNoiseProposal, GaussianProposal
 
 SMALL = {"hidden": (32, 32), "batch_size": 64, "precision": "fp32"}
 

@@ -10,11 +10,11 @@ from torch import nn
 from robot_rl.core.env import Step
 from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.policies.residual import ResidualPolicy, ResidualPolicyConfig
-from robot_rl.rl.chunk_actor import ChunkActor
-from robot_rl.rl.collector import DecisionConfig
-from robot_rl.rl.on_policy import OnPolicyConfig, OnPolicyLearner, RewardScale, advantages
-from robot_rl.rl.ratios import OnPolicyActor, clipped_surrogate, divergence
-from robot_rl.rl.residual import ResidualActor
+from robot_rl.rl.decision import DecisionConfig
+from robot_rl.rl.methods.residual import ResidualActor
+from robot_rl.rl.on_policy.chunk_actor import ChunkActor
+from robot_rl.rl.on_policy.learner import OnPolicyConfig, OnPolicyLearner, RewardScale, advantages
+from robot_rl.rl.on_policy.ratios import OnPolicyActor, clipped_surrogate, divergence
 from robot_rl.rollout.player import PolicyRunner
 
 CONFIG = OnPolicyConfig(rollout_steps=16, epochs=5, minibatches=4, value_hidden=(64, 64))

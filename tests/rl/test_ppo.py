@@ -14,11 +14,11 @@ from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.policies.checkpoint import load_policy
 from robot_rl.policies.diagonal import DiagonalConfig, DiagonalPolicy
 from robot_rl.policies.frozen import frozen
-from robot_rl.rl.anchor import Anchor, AnchorConfig
-from robot_rl.rl.flat_adam import FlatAdam
-from robot_rl.rl.on_policy import OnPolicyConfig, OnPolicyLearner
-from robot_rl.rl.ppo import GaussianActor, ObservationMoments, PPOConfig, finetune, make_learner, make_policy
-from robot_rl.rl.ratios import OnPolicyActor, bounded_ratio_loss, clipped_surrogate, gaussian_log_prob
+from robot_rl.rl.methods.ppo import GaussianActor, ObservationMoments, PPOConfig, finetune, make_learner, make_policy
+from robot_rl.rl.on_policy.anchor import Anchor, AnchorConfig
+from robot_rl.rl.on_policy.flat_adam import FlatAdam
+from robot_rl.rl.on_policy.learner import OnPolicyConfig, OnPolicyLearner
+from robot_rl.rl.on_policy.ratios import OnPolicyActor, bounded_ratio_loss, clipped_surrogate, gaussian_log_prob
 from robot_rl.rl.session import SessionConfig
 from robot_rl.train.run import Run, read_metrics
 

@@ -10,10 +10,11 @@ from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.data.frames import Frames
 from robot_rl.policies.best_of import BestOfConfig
 from robot_rl.policies.checkpoint import load_policy
-from robot_rl.rl import qchunk
-from robot_rl.rl.best_of import BestOfProposal, make_best_of
-from robot_rl.rl.collector import Collector, DecisionConfig, add_demonstrations, make_replay
-from robot_rl.rl.off_policy import OffPolicyConfig, OffPolicyCore
+from robot_rl.rl.decision import DecisionConfig
+from robot_rl.rl.methods import qchunk
+from robot_rl.rl.off_policy.best_of import BestOfProposal, make_best_of
+from robot_rl.rl.off_policy.collector import Collector, add_demonstrations, make_replay
+from robot_rl.rl.off_policy.core import OffPolicyConfig, OffPolicyCore
 from robot_rl.rl.session import SessionConfig
 from robot_rl.train.run import Run, read_metrics
 

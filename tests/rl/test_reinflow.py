@@ -11,9 +11,9 @@ from chain_bandit import BEST, BanditEnv, history, scrambled, small_policy
 from robot_rl.core.errors import CapabilityError, ConfigError
 from robot_rl.policies.checkpoint import load_policy
 from robot_rl.policies.chunked import ChunkedPolicy
-from robot_rl.rl.anchor import AnchorConfig
-from robot_rl.rl.on_policy import OnPolicyConfig, OnPolicyLearner
-from robot_rl.rl.reinflow import NoiseConfig, ReinFlowActor, ReinFlowConfig, finetune, trainable_flow
+from robot_rl.rl.methods.reinflow import NoiseConfig, ReinFlowActor, ReinFlowConfig, finetune, trainable_flow
+from robot_rl.rl.on_policy.anchor import AnchorConfig
+from robot_rl.rl.on_policy.learner import OnPolicyConfig, OnPolicyLearner
 from robot_rl.rl.session import SessionConfig
 from robot_rl.train.run import Run, read_metrics
 

@@ -10,10 +10,8 @@ from robot_rl.core.errors import CapabilityError, ConfigError
 from robot_rl.data.frames import Frames
 from robot_rl.policies.checkpoint import load_policy, save_policy
 from robot_rl.policies.residual import ResidualPolicy, ResidualPolicyConfig
-from robot_rl.rl.collector import DecisionConfig, make_replay
-from robot_rl.rl.n_step import NStepRows
-from robot_rl.rl.off_policy import OffPolicyCore
-from robot_rl.rl.residual_offpolicy import (
+from robot_rl.rl.decision import DecisionConfig
+from robot_rl.rl.methods.residual_offpolicy import (
     CorrectionBehaviour,
     CorrectionProposal,
     ResidualOffPolicyConfig,
@@ -21,6 +19,9 @@ from robot_rl.rl.residual_offpolicy import (
     add_demonstrations,
     finetune,
 )
+from robot_rl.rl.off_policy.collector import make_replay
+from robot_rl.rl.off_policy.core import OffPolicyCore
+from robot_rl.rl.off_policy.n_step import NStepRows
 from robot_rl.rl.session import SessionConfig
 from robot_rl.train.run import Run, read_metrics
 

@@ -15,11 +15,12 @@ from robot_rl.core.errors import CapabilityError
 from robot_rl.core.policy import Policy
 from robot_rl.data.frames import Frames
 from robot_rl.policies.steered import SteeredPolicy, SteeredPolicyConfig
-from robot_rl.rl.collector import Behaviour, DecisionConfig
 from robot_rl.rl.critics import EnsembleCritic
-from robot_rl.rl.off_policy import OffPolicyConfig, OffPolicyCore
-from robot_rl.rl.off_policy_learner import run_off_policy
-from robot_rl.rl.proposals import AliasedNoiseProposal, GaussianProposal, Proposal
+from robot_rl.rl.decision import DecisionConfig
+from robot_rl.rl.off_policy.collector import Behaviour
+from robot_rl.rl.off_policy.core import OffPolicyConfig, OffPolicyCore
+from robot_rl.rl.off_policy.learner import run_off_policy
+from robot_rl.rl.off_policy.proposals import AliasedNoiseProposal, GaussianProposal, Proposal
 from robot_rl.rl.session import SessionConfig
 from robot_rl.train.run import Run
 

@@ -15,9 +15,9 @@ from robot_rl.core.errors import CapabilityError, ConfigError
 from robot_rl.core.policy import Policy
 from robot_rl.policies.best_of import BestOfConfig, BestOfPolicy, ChunkEditor
 from robot_rl.policies.chunk_critic import ChunkCritic, ChunkCriticConfig
-from robot_rl.rl.collector import Behaviour
-from robot_rl.rl.off_policy import OffPolicyConfig, OffPolicyCore
-from robot_rl.rl.proposals import ActionValue, Batch, Proposal
+from robot_rl.rl.off_policy.collector import Behaviour
+from robot_rl.rl.off_policy.core import OffPolicyConfig, OffPolicyCore
+from robot_rl.rl.off_policy.proposals import ActionValue, Batch, Proposal
 
 
 class BestOfBehaviour(Behaviour):

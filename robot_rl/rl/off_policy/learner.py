@@ -12,9 +12,10 @@ from robot_rl.core.errors import ConfigError
 from robot_rl.core.policy import Policy
 from robot_rl.data.frames import Frames
 from robot_rl.data.replay import Replay
-from robot_rl.rl.collector import Behaviour, Collector, DecisionConfig, add_demonstrations, make_replay
+from robot_rl.rl.decision import DecisionConfig
 from robot_rl.rl.guard import Guard
-from robot_rl.rl.off_policy import OffPolicyConfig, OffPolicyCore
+from robot_rl.rl.off_policy.collector import Behaviour, Collector, add_demonstrations, make_replay
+from robot_rl.rl.off_policy.core import OffPolicyConfig, OffPolicyCore
 from robot_rl.rl.session import SessionConfig, run_session
 from robot_rl.train.run import Run
 

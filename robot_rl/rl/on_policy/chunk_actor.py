@@ -12,7 +12,7 @@ from torch import Tensor
 from robot_rl.core.env import Observation
 from robot_rl.core.errors import CapabilityError
 from robot_rl.core.spec import Spec
-from robot_rl.rl.ratios import OnPolicyActor, Trace
+from robot_rl.rl.on_policy.ratios import OnPolicyActor, Trace
 from robot_rl.rollout.player import PolicyRunner
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from robot_rl.heads.chain import normal_divergence, normal_log_prob
-from robot_rl.rl.chunk_actor import ChunkActor
-from robot_rl.rl.ratios import Trace
+from robot_rl.rl.on_policy.chunk_actor import ChunkActor
+from robot_rl.rl.on_policy.ratios import Trace
 
 
 class ChainActor(ChunkActor):

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from robot_rl.core.env import VecEnv
 from robot_rl.core.policy import Policy
-from robot_rl.rl.anchor import Anchor
-from robot_rl.rl.collector import DecisionConfig
 from robot_rl.rl.critics import StateValue
-from robot_rl.rl.decisions import Batch, DecisionStore, RewardScale, Rollout, advantages
+from robot_rl.rl.decision import DecisionConfig
 from robot_rl.rl.episodes import EpisodeStatistics
-from robot_rl.rl.flat_adam import FlatAdam
 from robot_rl.rl.guard import Guard
-from robot_rl.rl.on_policy_config import OnPolicyConfig
-from robot_rl.rl.ratios import OnPolicyActor, bounded_ratio_loss, clipped_surrogate, divergence
+from robot_rl.rl.on_policy.anchor import Anchor
+from robot_rl.rl.on_policy.config import OnPolicyConfig
+from robot_rl.rl.on_policy.decisions import Batch, DecisionStore, RewardScale, Rollout, advantages
+from robot_rl.rl.on_policy.flat_adam import FlatAdam
+from robot_rl.rl.on_policy.ratios import OnPolicyActor, bounded_ratio_loss, clipped_surrogate, divergence
 from robot_rl.rl.session import SessionConfig, run_session
 from robot_rl.train import distributed
 from robot_rl.train.run import Run

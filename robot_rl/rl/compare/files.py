@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robot_rl.core.errors import DataError
-from robot_rl.rl.compare_results import Test
+from robot_rl.rl.compare.results import Test
 
 
 def fingerprint(checkpoint: Path) -> str:

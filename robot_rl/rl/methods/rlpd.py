@@ -17,10 +17,11 @@ from robot_rl.core.spec import Spec
 from robot_rl.data.frames import Frames
 from robot_rl.data.normalizer import Normalizer
 from robot_rl.policies.gaussian import GaussianConfig, GaussianPolicy
-from robot_rl.rl.collector import Behaviour, DecisionConfig
-from robot_rl.rl.off_policy import OffPolicyConfig, OffPolicyCore
-from robot_rl.rl.off_policy_learner import run_off_policy
-from robot_rl.rl.proposals import GaussianProposal
+from robot_rl.rl.decision import DecisionConfig
+from robot_rl.rl.off_policy.collector import Behaviour
+from robot_rl.rl.off_policy.core import OffPolicyConfig, OffPolicyCore
+from robot_rl.rl.off_policy.learner import run_off_policy
+from robot_rl.rl.off_policy.proposals import GaussianProposal
 from robot_rl.rl.session import SessionConfig
 from robot_rl.train.run import Run
 

@@ -21,11 +21,11 @@ from robot_rl.data.frames import Frames
 from robot_rl.heads.base import Head, require_head
 from robot_rl.policies.scratch import ScratchConfig, flow_from_scratch
 from robot_rl.policies.steered import SteeredPolicy, SteeredPolicyConfig
-from robot_rl.rl.anchor import AnchorConfig
-from robot_rl.rl.chunk_actor import ChunkActor
-from robot_rl.rl.on_policy import OnPolicyConfig, run_on_policy
-from robot_rl.rl.ppo import ObservationMoments
-from robot_rl.rl.ratios import Trace, gaussian_divergence
+from robot_rl.rl.methods.ppo import ObservationMoments
+from robot_rl.rl.on_policy.anchor import AnchorConfig
+from robot_rl.rl.on_policy.chunk_actor import ChunkActor
+from robot_rl.rl.on_policy.learner import OnPolicyConfig, run_on_policy
+from robot_rl.rl.on_policy.ratios import Trace, gaussian_divergence
 from robot_rl.rl.session import SessionConfig
 from robot_rl.train.run import Run
 from robot_rl.train.trainer import TrainConfig, Trainer

@@ -16,10 +16,10 @@ from robot_rl.data.frames import Frames
 from robot_rl.heads.base import Head
 from robot_rl.heads.chain import chain_moments
 from robot_rl.policies.chain import ChainPolicy, ChainPolicyConfig
-from robot_rl.rl.chain_actor import ChainActor
-from robot_rl.rl.collector import DecisionConfig
-from robot_rl.rl.on_policy import OnPolicyConfig, run_on_policy
-from robot_rl.rl.ratios import Trace
+from robot_rl.rl.decision import DecisionConfig
+from robot_rl.rl.on_policy.chain_actor import ChainActor
+from robot_rl.rl.on_policy.learner import OnPolicyConfig, run_on_policy
+from robot_rl.rl.on_policy.ratios import Trace
 from robot_rl.rl.session import SessionConfig
 from robot_rl.train.run import Run
 

@@ -21,12 +21,13 @@ from robot_rl.core.policy import Policy
 from robot_rl.data.frames import Frames
 from robot_rl.data.replay import Replay
 from robot_rl.policies.residual import ResidualPolicy, ResidualPolicyConfig
-from robot_rl.rl.collector import Behaviour, Collector, DecisionConfig, make_replay
+from robot_rl.rl.decision import DecisionConfig
 from robot_rl.rl.guard import Guard
-from robot_rl.rl.n_step import NStepRows
-from robot_rl.rl.off_policy import OffPolicyConfig, OffPolicyCore
-from robot_rl.rl.off_policy_learner import OffPolicyLearner
-from robot_rl.rl.proposals import ActionValue, Batch, Proposal
+from robot_rl.rl.off_policy.collector import Behaviour, Collector, make_replay
+from robot_rl.rl.off_policy.core import OffPolicyConfig, OffPolicyCore
+from robot_rl.rl.off_policy.learner import OffPolicyLearner
+from robot_rl.rl.off_policy.n_step import NStepRows
+from robot_rl.rl.off_policy.proposals import ActionValue, Batch, Proposal
 from robot_rl.rl.session import SessionConfig, run_session
 from robot_rl.rollout.player import PolicyRunner
 from robot_rl.train.run import Run
@@ -220,7 +221,7 @@ def add_demonstrations(
 
     The base plays its chunks along the demonstration: it plans every ``execute_steps`` frames, as it does online.
     Corrections beyond what ``scale`` allows are clipped. Rewards and ends are those of
-    `robot_rl.rl.collector.add_demonstrations`.
+    `robot_rl.rl.off_policy.collector.add_demonstrations`.
 
     Args:
         replay: has a source ``demonstrations``.

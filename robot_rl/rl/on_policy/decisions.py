@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robot_rl.rl.ratios import Trace
+from robot_rl.rl.on_policy.ratios import Trace
 from robot_rl.train import distributed
 
 

@@ -18,10 +18,10 @@ from robot_rl.heads.base import require_head
 from robot_rl.policies.chunked import ChunkedPolicy
 from robot_rl.policies.frozen import frozen
 from robot_rl.policies.scratch import ScratchConfig, flow_from_scratch
-from robot_rl.rl.chunk_actor import ChunkActor
-from robot_rl.rl.on_policy import OnPolicyConfig, run_on_policy
-from robot_rl.rl.ppo import ObservationMoments
-from robot_rl.rl.ratios import Trace
+from robot_rl.rl.methods.ppo import ObservationMoments
+from robot_rl.rl.on_policy.chunk_actor import ChunkActor
+from robot_rl.rl.on_policy.learner import OnPolicyConfig, run_on_policy
+from robot_rl.rl.on_policy.ratios import Trace
 from robot_rl.rl.session import SessionConfig
 from robot_rl.train.run import Run
 

@@ -14,8 +14,8 @@ from robot_rl.core.policy import Policy
 from robot_rl.core.spec import Spec
 from robot_rl.data.frames import Frames
 from robot_rl.policies.residual import ResidualPolicy, ResidualPolicyConfig
-from robot_rl.rl.on_policy import OnPolicyConfig, run_on_policy
-from robot_rl.rl.ratios import OnPolicyActor, Trace, gaussian_divergence
+from robot_rl.rl.on_policy.learner import OnPolicyConfig, run_on_policy
+from robot_rl.rl.on_policy.ratios import OnPolicyActor, Trace, gaussian_divergence
 from robot_rl.rl.session import SessionConfig
 from robot_rl.rollout.player import PolicyRunner
 from robot_rl.train.run import Run

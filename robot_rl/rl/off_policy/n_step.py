@@ -37,7 +37,7 @@ class NStepRows:
 
         Args:
             lanes: indices of lanes, each at most once.
-            rows: fields of `robot_rl.rl.collector.FIELDS`, each (b, …).
+            rows: fields of `robot_rl.rl.off_policy.collector.FIELDS`, each (b, …).
         """
         if not self._waiting:
             shape = (len(self._count), self.steps)

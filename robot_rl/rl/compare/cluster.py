@@ -2,40 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from robot_rl.core.errors import ConfigError, MissingDependencyError
-from robot_rl.rl.jobs import GRACE_SECONDS, POLL_SECONDS, Job, Places, spawn, stop_processes
-
-
-def connect_ray(purpose: str, address: str = "") -> Any:
-    """Return the module ``ray``, connected to a cluster.
-
-    Args:
-        purpose: who needs it, for the message.
-        address: of the cluster; empty for that of ``RAY_ADDRESS``, or else one that is started on this machine.
-
-    Raises:
-        MissingDependencyError: Ray is not installed.
-        ConfigError: there is no cluster at the address.
-    """
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("ray", "cluster", purpose) from error
-    if not ray.is_initialized():
-        try:
-            ray.init(address=address or None, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError) as error:
-            where = address or os.environ.get("RAY_ADDRESS", "this machine")
-            raise ConfigError(f"no Ray cluster at {where}: {str(error).splitlines()[0]}") from error
-    return ray
+from robot_rl.rl.compare.jobs import GRACE_SECONDS, POLL_SECONDS, Job, Places, spawn, stop_processes
+from robot_rl.rl.remote import connect_ray
 
 
 class RayPlaces(Places):

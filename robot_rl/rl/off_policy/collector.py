@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,23 +14,10 @@ from robot_rl.core.errors import CapabilityError
 from robot_rl.core.spec import Spec
 from robot_rl.data.frames import Frames
 from robot_rl.data.replay import Replay
+from robot_rl.rl.decision import DecisionConfig
 from robot_rl.rl.episodes import EpisodeStatistics
 from robot_rl.rl.guard import Guard
 from robot_rl.rollout.player import History, PolicyRunner
-
-
-@dataclass(frozen=True)
-class DecisionConfig:
-    """How control steps become decisions: rewards and discounts of chunks, in one place."""
-
-    reward: Literal["sum", "discounted"] = "sum"
-    """Rewards within a chunk are summed, or discounted per control step."""
-    clock: Literal["decision", "step"] = "decision"
-    """The stored discount exponent counts decisions (1 per chunk) or control steps (as many as were executed)."""
-    penalty: float = 0.0
-    """Subtracted from the reward of every decision; with 1 and a sparse reward, the return counts chunks to success."""
-    discount: float = 0.99
-    """Discount per control step within a chunk, for ``discounted``."""
 
 
 class Behaviour(ABC):

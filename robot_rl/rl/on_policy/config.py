@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from robot_rl.rl.anchor import AnchorConfig
+from robot_rl.rl.on_policy.anchor import AnchorConfig
 
 
 @dataclass(frozen=True)

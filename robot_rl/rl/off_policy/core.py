@@ -16,7 +16,7 @@ from robot_rl.core.errors import ConfigError
 from robot_rl.nets.ensemble import EnsembleMLP
 from robot_rl.nets.precision import has_fast_bf16
 from robot_rl.rl.critics import EnsembleCritic
-from robot_rl.rl.proposals import Batch, Proposal
+from robot_rl.rl.off_policy.proposals import Batch, Proposal
 from robot_rl.rl.state import optimizer_tensors, restore_optimizer
 
 

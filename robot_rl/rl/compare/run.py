@@ -17,10 +17,10 @@ from typing import Any
 
 from robot_rl.core import registry
 from robot_rl.core.errors import ConfigError, DataError, UnknownNameError
-from robot_rl.rl.cluster import RayPlaces
-from robot_rl.rl.compare_files import fingerprint, read_test, watch
-from robot_rl.rl.compare_results import Curve, SeedResult, summarise
-from robot_rl.rl.jobs import Ended, Job, LocalPlaces, Places, alone, run_jobs
+from robot_rl.rl.compare.cluster import RayPlaces
+from robot_rl.rl.compare.files import fingerprint, read_test, watch
+from robot_rl.rl.compare.jobs import Ended, Job, LocalPlaces, Places, alone, run_jobs
+from robot_rl.rl.compare.results import Curve, SeedResult, summarise
 from robot_rl.rollout.evaluate import TEST_SEED
 from robot_rl.train.progress import say
 from robot_rl.train.run import differences, processor, read_metrics, to_plain, write_json

@@ -19,8 +19,8 @@ from robot_rl.data.frames import Frames
 from robot_rl.data.normalizer import Normalizer
 from robot_rl.policies.diagonal import DiagonalConfig, DiagonalPolicy
 from robot_rl.policies.frozen import frozen
-from robot_rl.rl.on_policy import OnPolicyConfig, OnPolicyLearner, run_on_policy
-from robot_rl.rl.ratios import OnPolicyActor, Trace, gaussian_divergence, gaussian_log_prob
+from robot_rl.rl.on_policy.learner import OnPolicyConfig, OnPolicyLearner, run_on_policy
+from robot_rl.rl.on_policy.ratios import OnPolicyActor, Trace, gaussian_divergence, gaussian_log_prob
 from robot_rl.rl.session import SessionConfig
 from robot_rl.rollout.player import History
 from robot_rl.train.run import Run

@@ -12,10 +12,10 @@ from robot_rl.core.errors import ConfigError
 from robot_rl.core.policy import Policy
 from robot_rl.data.frames import Frames
 from robot_rl.policies.best_of import BestOfConfig
-from robot_rl.rl.best_of import make_best_of
-from robot_rl.rl.collector import DecisionConfig
-from robot_rl.rl.off_policy import OffPolicyConfig
-from robot_rl.rl.off_policy_learner import run_off_policy
+from robot_rl.rl.decision import DecisionConfig
+from robot_rl.rl.off_policy.best_of import make_best_of
+from robot_rl.rl.off_policy.core import OffPolicyConfig
+from robot_rl.rl.off_policy.learner import run_off_policy
 from robot_rl.rl.session import SessionConfig
 from robot_rl.train.run import Run
 

@@ -1,0 +1,1 @@
+"""Several methods on one base, budget and seeds, side by side."""

@@ -1,0 +1,1 @@
+"""The on-policy core: decisions, advantages, ratios, one update (methods plug in as an `OnPolicyActor`)."""
