@@ -32,7 +32,7 @@ from typing import Any, Literal
 
 from hardware.deployment_report import DeploymentReport, make_report
 from hardware.executor import Executor, ExecutorConfig, ticks_per_step
-from hardware.policy_process import PolicyReport, serve
+from hardware.policy_process import PolicyReport, serve, trace_network
 from hardware.recorder import Recorder
 from hardware.teleop.keyboard import KeyboardTeleop, key_map
 from hardware.teleop.script import ScriptedTeleop, load_script
@@ -82,6 +82,8 @@ class DeploymentConfig:
     """Seed of the simulated robot's first scene."""
     policy_threads: int = 1
     """Processor threads of the policy's inference; 1 leaves the others to the control loop."""
+    policy_trace: bool = False
+    """Run the policy's network without Python between its operations: the same numbers, about a quarter sooner."""
     domain_id: int | None = None
     """ROS 2 domain; by default ROS_DOMAIN_ID, or 0."""
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
@@ -178,7 +180,10 @@ def _load(config: DeploymentConfig) -> Any:
     from robot_rl.policies.checkpoint import load_policy
 
     torch.set_num_threads(config.policy_threads)
-    return load_policy(config.policy)
+    policy = load_policy(config.policy)
+    if config.policy_trace:
+        trace_network(policy)
+    return policy
 
 
 def _close(robot: Any) -> None:
@@ -334,6 +339,7 @@ def _over_ros(
         log_directory=logs,
         domain_id=config.domain_id,
         policy_threads=config.policy_threads,
+        policy_trace=config.policy_trace,
     )
     stop = threading.Event()
     with interrupted_by_signals(stop):

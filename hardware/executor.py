@@ -163,7 +163,7 @@ class Executor:
     def _idle(self, seconds: float) -> None:
         """Sleep until the next tick; a chunk that comes in time for it replaces the present tick's command."""
         until = self._now() + seconds
-        while self._replaceable and self.link.wait_chunk(until - _RESERVE - self._now()):
+        while self._replaceable and (left := until - _RESERVE - self._now()) > 0 and self.link.wait_chunk(left):
             self.replace_command()
         remaining = until - self._now()
         if remaining > 0:

@@ -148,6 +148,8 @@ class RosDeployment:
     """DDS domain; None takes ``ROS_DOMAIN_ID``, or 0."""
     policy_threads: int = 1
     """Threads of the policy's inference; 1 leaves the other cores to the control loop."""
+    policy_trace: bool = False
+    """Run the policy's network without Python between its operations; see `hardware.policy_process.trace_network`."""
     operator_rate_hz: float = 50.0
     """How often the operator's device is read and sent (its heartbeat)."""
 
@@ -201,6 +203,7 @@ def policy_command(deployment: RosDeployment) -> list[str]:
         *("--threads", str(deployment.policy_threads)),
         *("--report", str(deployment.log_directory / POLICY_REPORT)),
         *(["--pin"] if deployment.executor_options.get("pin") else []),
+        *(["--trace"] if deployment.policy_trace else []),
     ]
 
 

@@ -302,6 +302,18 @@ def test_the_record_keeps_what_was_executed_last_and_says_that_it_was_replaced()
     assert not rig.executor.safety.counts["replaced_within_tick"]
 
 
+def test_a_chunk_just_before_the_next_tick_is_left_to_it(monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    rig = late_rig()
+    next_step(rig)
+    rig.transport.policy.send_chunk(chunk_for(rig, 0.002))
+    sent = len(rig.plain.commands)
+    rig.executor._idle(4e-4)
+    assert len(rig.plain.commands) == sent
+    rig.executor._idle(6e-4)
+    assert len(rig.plain.commands) == sent + 1
+
+
 def test_in_real_time_chunks_are_acted_upon_between_ticks():
     robot = FakeRobot()
     transport, stop = InProcessTransport(quiet=True), threading.Event()

@@ -439,6 +439,15 @@ def test_policy_for_another_robot_is_refused_by_name(tmp_path, domain):
     assert json.loads((tmp_path / "logs" / "executor.json").read_text())["final_stop_confirmed"] is True
 
 
+def test_pinning_and_tracing_reach_the_policy_process(tmp_path):
+    from hardware.ros.processes import RosDeployment, policy_command
+
+    plain = policy_command(RosDeployment(tmp_path))
+    assert not {"--pin", "--trace"} & set(plain)
+    both = policy_command(RosDeployment(tmp_path, executor_options={"pin": True}, policy_trace=True))
+    assert {"--pin", "--trace"} <= set(both)
+
+
 def test_node_settings_from_flags_parameters_and_defaults(tmp_path):
     from hardware.ros.executor_node import ExecutorNodeConfig, executor_config, make_robot
     from hardware.ros.node import options, parse_flags, read_config
