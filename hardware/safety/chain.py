@@ -23,12 +23,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hardware.safety.flags import MOTION_LIMITS, SafetyFlag, flag_names
 from hardware.safety.motion import MotionLimiter, MotionState
+from hardware.safety.surroundings import Surroundings
 from hardware.safety.workspace import Workspace
 from robot_rl.core.robot import Limits, StampedObservation
 
@@ -87,16 +88,6 @@ class Verdict:
     """`SafetyFlag` bits of what intervened."""
 
 
-class Space(Protocol):
-    """Where the robot may be."""
-
-    def excess(self, commands: np.ndarray, permitted: float = 0.0) -> float:
-        """Return by how many metres the worst of ``commands`` (T, A) is outside; not positive if all are inside.
-
-        It may end with the first that is outside by more than ``permitted``.
-        """
-
-
 @dataclass
 class SafetyChain:
     """Filters one command per tick of ``dt`` seconds; remembers the last one."""
@@ -118,12 +109,12 @@ class SafetyChain:
         self.counts: Counter[str] = Counter()
         """Ticks on which each intervention happened, by name."""
         self._motion = MotionLimiter(_inside(self.limits, self.workspace), self.dt, self.resting)
+        self._surroundings = Surroundings(self._motion, self.workspace, self.clearance)
         self._lag_allowed = np.asarray(self.limits.velocity, float) * self.config.tracking_seconds
         self._positions = ~self._motion.resting
         self._lagging = 0
         self._before: tuple[MotionState, int] | None = None
         self._flags = 0
-        self._outside: dict[int, float] = {}
         self._logged: dict[str, float] = {}
 
     @property
@@ -212,7 +203,6 @@ class SafetyChain:
 
     def _decide(self, target: np.ndarray | None, situation: Situation) -> tuple[np.ndarray, int]:
         motion = self._motion
-        self._outside.clear()
         flags = self._ages(situation) | self._tracking(situation)
         if situation.estop:
             flags |= SafetyFlag.EMERGENCY_STOP
@@ -224,12 +214,8 @@ class SafetyChain:
             command = motion.brake()
         else:
             command, flags = motion.limit(np.asarray(target, np.float64))
-            if self.workspace is not None:
-                command, outside = self._keep_inside(command, (self.workspace,), SafetyFlag.WORKSPACE_LIMITED)
-                flags |= outside
-            if self.clearance is not None:
-                command, outside = self._keep_apart(command, self.clearance)
-                flags |= outside
+            command, outside = self._surroundings.limit(command)
+            flags |= outside
         if motion.violations(command):
             flags |= SafetyFlag.POST_CHECK_FAILED
             logger.error("safety post-check: %s", ", ".join(flag_names(motion.violations(command))))
@@ -269,49 +255,6 @@ class SafetyChain:
         lagging = bool((~(lag <= self._lag_allowed) & self._positions).any())
         self._lagging = self._lagging + 1 if lagging else 0
         return SafetyFlag.TRACKING_ERROR if self._lagging >= self.config.tracking_ticks else 0
-
-    def _keep_inside(self, command: np.ndarray, spaces: tuple[Space, ...], flag: int) -> tuple[np.ndarray, int]:
-        """Stage 7: the largest part of the motion after which the robot can still stop inside the ``spaces``.
-
-        Full braking is always permitted: it is the rest of a braking path that was checked one tick ago.
-        """
-        if self._stays_inside(command, spaces):
-            return command, 0
-        braking = self._motion.brake()
-        for share in (0.75, 0.5, 0.25):
-            partly = braking + share * (command - braking)
-            if self._stays_inside(partly, spaces):
-                return partly, flag
-        return braking, flag
-
-    def _keep_apart(self, command: np.ndarray, clearance: Clearance) -> tuple[np.ndarray, int]:
-        """Stage 9: the motion itself, one that slides along what is near, or the largest part after which it can stop.
-
-        All of them are judged alike, together with the workspace, so that what is proposed need not be trusted.
-        """
-        spaces: tuple[Space, ...] = (clearance,) if self.workspace is None else (clearance, self.workspace)
-        if self._stays_inside(command, (clearance,)):
-            return command, 0
-        motion = self._motion
-        low, high = motion.window()
-        aside = clearance.slide(motion.position, command - motion.position, low, high, motion.largest_change)
-        if aside is not None:
-            aside = motion.bounded(motion.position + aside)
-            if not motion.violations(aside) and self._stays_inside(aside, spaces):
-                return aside, SafetyFlag.CLEARANCE_LIMITED
-        return self._keep_inside(command, spaces, SafetyFlag.CLEARANCE_LIMITED)
-
-    def _stays_inside(self, command: np.ndarray, spaces: tuple[Space, ...]) -> bool:
-        """Return whether the robot can go to ``command`` (A,) and stop, nowhere farther outside than it is now."""
-        path = self._motion.braking_path(command)
-        for space in spaces:
-            if space.excess(path) > 0.0:
-                permitted = self._outside.get(id(space))
-                if permitted is None:
-                    permitted = self._outside[id(space)] = space.excess(self._motion.position[None])
-                if permitted <= 0.0 or space.excess(path, permitted) > permitted:
-                    return False
-        return True
 
     def _last_resort(self) -> np.ndarray:
         """Brake if that keeps the limits, else repeat the last command."""
