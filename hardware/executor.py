@@ -25,17 +25,17 @@ import numpy as np
 
 from hardware.arbiter import DRIVEN, Arbiter, ArbiterConfig, Mode
 from hardware.journal import RunTimes, StepJournal, report_of, status_of
+from hardware.loop import ControlLoop
 from hardware.operator import OperatorInbox
 from hardware.playback import Playback
-from hardware.realtime import control_thread
 from hardware.recorder import Recorder
 from hardware.safety.chain import SafetyChain, Situation, Verdict
 from hardware.safety.flags import HOLDING_FAULTS, STOPPING_FAULTS, SafetyFlag, flag_names
 from hardware.safety.workspace import Workspace
 from hardware.settings import ExecutorConfig, rate_elements, ticks_per_step, tolerances
 from hardware.statistics import Durations
+from hardware.targets import Targets
 from hardware.transport import ExecutorLink, ExecutorStatus
-from robot_rl.core.clock import Rate
 from robot_rl.core.robot import Robot, RobotState, StampedObservation, StopKind
 from robot_rl.core.teleop import OperatorEvent, Teleop
 
@@ -45,9 +45,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 __all__ = ["Executor", "ExecutorConfig", "ticks_per_step"]
-
-_RESERVE = 5e-4
-"""Seconds before a tick in which no command is replaced any more: the next one is due."""
 
 
 class Executor:
@@ -81,12 +78,11 @@ class Executor:
             ConfigError: the tick rate is no whole multiple of the policy's rate.
         """
         config = config or ExecutorConfig()
-        self.robot, self.link, self.config, self.recorder, self._now = robot, link, config, recorder, clock
+        self.robot, self.link, self.config, self.recorder, self.now = robot, link, config, recorder, clock
         self.ticks_per_step = ticks_per_step(config.tick_rate_hz, robot.spec.rate_hz)
         self.dt = 1.0 / config.tick_rate_hz
-        resting = rate_elements(robot)
         tolerated = tolerances(config, robot.spec.rate_hz)
-        self.safety = SafetyChain(robot.limits, self.dt, tolerated, workspace, resting, clearance)
+        self.safety = SafetyChain(robot.limits, self.dt, tolerated, workspace, rate_elements(robot), clearance)
         self.arbiter = Arbiter(
             ArbiterConfig(
                 takeover_by_motion=config.takeover_by_motion,
@@ -99,6 +95,7 @@ class Executor:
             size, self.ticks_per_step, config.execute_steps, config.late_steps, config.interpolation
         )
         self.operator = OperatorInbox(link, teleop, size, clock)
+        self.targets = Targets(robot, config, self.arbiter, self.playback, self.operator, self.safety)
         self.counters: Counter[str] = Counter()
         """Chunks and steps by what happened to them."""
         self.lateness, self.latency = Durations(), Durations()
@@ -112,20 +109,16 @@ class Executor:
         self.robot_confirmed_stop: bool | None = None
         """Whether the robot confirmed the stop at the end."""
         self._may_replace = config.replace_within_tick and getattr(robot, "accepts_replacement", False)
-        self._resting = resting
-        self._human_scale = config.human_speed * np.asarray(robot.limits.velocity, float) * self.dt
-        self._human_rate = config.human_speed * np.maximum(np.abs(robot.limits.low), np.abs(robot.limits.high))
         self._tick = 0
         self._phase, self._tick_time = 0, -np.inf
-        self._replaceable = False
+        self.replaceable = False
+        """Whether a chunk may replace the present tick's command now."""
         self._accepted: float | None = None
         self._epoch = 0
         self._flushed, self._new_episode = False, False
-        self._anchor = np.zeros(size)
         self._next_status = -np.inf
         self._mode = Mode.IDLE
         self._observation = StampedObservation({}, -1, -np.inf)
-        self._human_target: np.ndarray | None = None
 
     # ---- life cycle -------------------------------------------------------------------------------------------------
 
@@ -135,7 +128,7 @@ class Executor:
         self._observation = self.robot.observe()
         self._epoch = getattr(self.robot, "epoch", 0)
         self.safety.anchor(self.robot.hold_command())
-        self.times.connected = self._now()
+        self.times.connected = self.now()
 
     def run(self, stop: threading.Event, seconds: float = 0.0, patience: float = 120.0) -> None:
         """Tick in real time until ``stop`` is set, or for ``seconds`` (if positive) after the policy first answered.
@@ -145,34 +138,12 @@ class Executor:
             seconds: how long to run, 0 for no limit.
             patience: seconds to wait for the policy's first answer where ``seconds`` limits the run.
         """
-        with control_thread(self.config.realtime_priority, self.config.pin):
-            rate = Rate(self.config.tick_rate_hz, self._now, self._idle)
-            deadline = self._now() + patience if seconds > 0 else np.inf
-            waiting, self.times.begun = True, self._now()
-            while not stop.is_set() and self._now() < deadline:
-                self.lateness.add(rate.wait())
-                self.missed_ticks = rate.missed
-                self.tick()
-                if waiting and seconds > 0 and self.ready.is_set():
-                    waiting, deadline = False, self._now() + seconds
-            if waiting and seconds > 0:
-                logger.error("the policy never answered")
-            self.times.ended = self._now()
-            self._settle(rate)
-
-    def _idle(self, seconds: float) -> None:
-        """Sleep until the next tick; a chunk that comes in time for it replaces the present tick's command."""
-        until = self._now() + seconds
-        while self._replaceable and (left := until - _RESERVE - self._now()) > 0 and self.link.wait_chunk(left):
-            self.replace_command()
-        remaining = until - self._now()
-        if remaining > 0:
-            time.sleep(remaining)
+        ControlLoop(self).run(stop, seconds, patience)
 
     def shut_down(self) -> None:
         """Send a last hold, ask the robot to stop, and disconnect it; the report says whether it confirmed."""
         self._ask_to_stop()
-        self._publish(self._now())
+        self._publish(self.now())
         self.robot.disconnect()
 
     def _ask_to_stop(self) -> None:
@@ -185,16 +156,6 @@ class Executor:
         if not self.robot_confirmed_stop:
             logger.error("STOP NOT CONFIRMED by the robot: treat it as live")
 
-    def _settle(self, rate: Rate) -> None:
-        """Brake to a standstill with nobody writing, for at most two seconds."""
-        self.arbiter.hold(self._now(), "shutdown")
-        self.arbiter.plan_requested = False
-        for _ in range(int(2.0 * self.config.tick_rate_hz)):
-            rate.wait()
-            self.tick(closing=True)
-            if not self.safety.moving:
-                break
-
     # ---- one tick ---------------------------------------------------------------------------------------------------
 
     def tick(self, closing: bool = False) -> Verdict:
@@ -202,8 +163,8 @@ class Executor:
 
         An exception anywhere in the tick is a latched stop, and the brake is sent all the same.
         """
-        now = self._now()
-        self._replaceable = False
+        now = self.now()
+        self.replaceable = False
         try:
             return self._run_tick(now, closing)
         except Exception:
@@ -233,15 +194,15 @@ class Executor:
             self._begin_step(now)
         self._take_chunks(now, phase)
         self._enter(now)
-        target, stamp, starved = self._target(now, phase, self.safety.command)
+        target, stamp, starved = self.targets.wanted(now, phase, self.safety.command)
         verdict = self.safety.filter(target, self._situation(now, stamp))
         flags |= verdict.flags | starved
         flags |= self._send(verdict.command)
         arbiter = self.arbiter
-        self.journal.tick(flags, arbiter.mode, arbiter.reason, arbiter.writer, self._human_target)
+        self.journal.tick(flags, arbiter.mode, arbiter.reason, arbiter.writer, self.targets.human)
         self._judge(flags, now)
         self._tick += 1
-        self._replaceable = self._may_replace and not closing and arbiter.mode in DRIVEN
+        self.replaceable = self._may_replace and not closing and arbiter.mode in DRIVEN
         if now >= self._next_status or self.arbiter.mode is not self._mode:
             self._publish(now)
         return Verdict(verdict.command, int(flags))
@@ -255,14 +216,14 @@ class Executor:
         force, and the chunk to the next tick: a chunk that is discarded, a pressed emergency stop, a command that would
         brake. An exception is a latched stop, and the next tick sends the brake.
         """
-        now = self._now()
-        if not self._replaceable:
+        now = self.now()
+        if not self.replaceable:
             return False
         try:
             return self._replace(now)
         except Exception:
             logger.exception("executor: exception between ticks; the robot is stopped")
-            self._replaceable = False
+            self.replaceable = False
             self.arbiter.stop(now, "exception")
             self.safety.note(SafetyFlag.EXCEPTION, now)
             return False
@@ -270,10 +231,10 @@ class Executor:
     def _replace(self, now: float) -> bool:
         if not self._take_chunks(now, self._phase):
             return False
-        self._replaceable = False
+        self.replaceable = False
         if self.link.poll_estop() or self.robot.state() is not RobotState.READY:
             return False
-        target, stamp, starved = self._target(self._tick_time, self._phase, self.safety.previous)
+        target, stamp, starved = self.targets.wanted(self._tick_time, self._phase, self.safety.previous)
         if target is None or starved:
             return False
         verdict = self.safety.replace(target, self._situation(now, stamp))
@@ -355,39 +316,11 @@ class Executor:
         elif self._flushed and not self.playback.starved:
             self.arbiter.plan_ready(now)
             self._flushed = False
-            self._anchor = self._rest()
-
-    def _rest(self) -> np.ndarray:
-        """Return the command (A,) that blending starts from: the last one, or zero for rates."""
-        return np.where(self._resting, 0.0, self.safety.command)
-
-    def _target(self, now: float, phase: int, last: np.ndarray) -> tuple[np.ndarray | None, float, int]:
-        """Return the command (A,) wanted by the writer after ``last``, its stamp, and a flag if the policy has none."""
-        self._human_target = None
-        if self.arbiter.mode is Mode.HUMAN:
-            self._human_target = self._driven()
-            reading = self.operator.reading
-            return self._human_target, -np.inf if reading is None else reading.stamp, 0
-        if self.arbiter.mode not in DRIVEN:
-            return None, now, 0
-        wanted = self.playback.target(phase, last)
-        if wanted is None:
-            return None, now, SafetyFlag.POLICY_STARVED
-        share = self.arbiter.blend(now + self.dt)
-        if share < 1.0:
-            wanted = self._anchor + share * (wanted - self._anchor)
-        return wanted, self.playback.stamp, 0
-
-    def _driven(self) -> np.ndarray:
-        """Return the operator's command (A,): the last one, moved at the wished speed within the acceleration limit."""
-        motion = self.operator.motion(self.config.operator_timeout)
-        step, change = self.safety.step, self.safety.largest_change
-        wish = np.minimum(np.maximum(motion * self._human_scale, step - change), step + change)
-        return np.where(self._resting, motion * self._human_rate, self.safety.command + wish)
+            self.targets.begin_blend()
 
     def _situation(self, now: float, stamp: float) -> Situation:
         measured = None
-        if self.config.tracking_seconds > 0 and not self._resting.all():
+        if self.config.tracking_seconds > 0 and not self.targets.resting.all():
             try:
                 measured = self.robot.hold_command()
             except Exception as error:
@@ -403,7 +336,7 @@ class Executor:
                 self._ask_to_stop()
             self.counters["command_failures"] += 1
             return SafetyFlag.ROBOT_FAULT
-        now = self._now()
+        now = self.now()
         if not replacement:
             self.latency.add(now - self._observation.stamp)
         if self._accepted is not None and self.arbiter.mode in DRIVEN:
@@ -441,4 +374,4 @@ class Executor:
 
     def report(self) -> dict[str, Any]:
         """Return JSON-ready figures of the whole run; times are seconds since the policy first answered."""
-        return report_of(self, self._now())
+        return report_of(self, self.now())

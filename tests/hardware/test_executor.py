@@ -274,7 +274,7 @@ def test_control_goes_over_smoothly_in_align_and_fully_in_auto():
     rig = Rig(blend_seconds=0.3)
     rig.tick(OperatorEvent.ENABLE)
     assert (rig.mode, rig.executor.arbiter.writer) == ("align", "policy")
-    anchor, modes, shares = rig.executor._anchor.copy(), [], []
+    anchor, modes, shares = rig.executor.targets.anchor.copy(), [], []
     for _ in range(40):
         rig.tick()
         modes.append(rig.mode)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hardware.executor import Executor, ExecutorConfig
+from hardware.loop import ControlLoop
 from hardware.policy_process import PolicyServer
 from hardware.robots.fake import FakeRobot
 from hardware.safety.chain import SafetyChain, SafetyConfig, Situation
@@ -308,9 +309,9 @@ def test_a_chunk_just_before_the_next_tick_is_left_to_it(monkeypatch):
     next_step(rig)
     rig.transport.policy.send_chunk(chunk_for(rig, 0.002))
     sent = len(rig.plain.commands)
-    rig.executor._idle(4e-4)
+    ControlLoop(rig.executor).idle(4e-4)
     assert len(rig.plain.commands) == sent
-    rig.executor._idle(6e-4)
+    ControlLoop(rig.executor).idle(6e-4)
     assert len(rig.plain.commands) == sent + 1
 
 

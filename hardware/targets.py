@@ -1,0 +1,65 @@
+"""What whoever may write wants the robot to do next."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hardware.arbiter import DRIVEN, Arbiter, Mode
+from hardware.operator import OperatorInbox
+from hardware.playback import Playback
+from hardware.safety.chain import SafetyChain
+from hardware.safety.flags import SafetyFlag
+from hardware.settings import ExecutorConfig, rate_elements
+from robot_rl.core.robot import Robot
+
+
+class Targets:
+    """Turns the policy's plan or the operator's wish into the command wanted at a tick; the safety chain is next."""
+
+    def __init__(
+        self,
+        robot: Robot,
+        config: ExecutorConfig,
+        arbiter: Arbiter,
+        playback: Playback,
+        operator: OperatorInbox,
+        safety: SafetyChain,
+    ) -> None:
+        self.anchor = np.zeros(robot.spec.action.size)
+        """(A,) the command from which the policy is blended in."""
+        self.human: np.ndarray | None = None
+        """(A,) what the operator wanted at the last tick; None where the operator did not drive."""
+        self.resting = rate_elements(robot)
+        """(A,) bool: elements that are rates and rest at zero."""
+        self._arbiter, self._playback, self._operator, self._safety = arbiter, playback, operator, safety
+        self._dt, self._timeout = safety.dt, config.operator_timeout
+        self._scale = config.human_speed * np.asarray(robot.limits.velocity, float) * safety.dt
+        self._rate = config.human_speed * np.maximum(np.abs(robot.limits.low), np.abs(robot.limits.high))
+
+    def begin_blend(self) -> None:
+        """Blend from the last command, or from zero where the command is a rate."""
+        self.anchor = np.where(self.resting, 0.0, self._safety.command)
+
+    def wanted(self, now: float, phase: int, last: np.ndarray) -> tuple[np.ndarray | None, float, int]:
+        """Return the command (A,) wanted by the writer after ``last``, its stamp, and a flag if the policy has none."""
+        self.human = None
+        if self._arbiter.mode is Mode.HUMAN:
+            self.human = self._driven()
+            reading = self._operator.reading
+            return self.human, -np.inf if reading is None else reading.stamp, 0
+        if self._arbiter.mode not in DRIVEN:
+            return None, now, 0
+        wanted = self._playback.target(phase, last)
+        if wanted is None:
+            return None, now, SafetyFlag.POLICY_STARVED
+        share = self._arbiter.blend(now + self._dt)
+        if share < 1.0:
+            wanted = self.anchor + share * (wanted - self.anchor)
+        return wanted, self._playback.stamp, 0
+
+    def _driven(self) -> np.ndarray:
+        """Return the operator's command (A,): the last one, moved at the wished speed within the acceleration limit."""
+        motion = self._operator.motion(self._timeout)
+        step, change = self._safety.step, self._safety.largest_change
+        wish = np.minimum(np.maximum(motion * self._scale, step - change), step + change)
+        return np.where(self.resting, motion * self._rate, self._safety.command + wish)
