@@ -1,4 +1,4 @@
-"""Improve a policy by reinforcement learning: residual, latent-space or from scratch with demonstrations.
+"""Improve a policy by reinforcement learning; eleven methods, from corrections to choosing among its own samples.
 
 The result is a policy like any other, in checkpoints/best of the run. `--list-options` shows the settings of a method.
 """
@@ -19,7 +19,7 @@ class Config:
     task: str = ""
     """Task to improve it in (`robot-rl list tasks`)."""
     method: str = "residual"
-    """How (`robot-rl list finetuners`): residual, dsrl, rlpd."""
+    """How (`robot-rl list finetuners`, and docs/finetuning.md on choosing one)."""
     steps: int = 0
     """Environment steps, over all lanes; 0 for no limit."""
     minutes: float = 0.0
