@@ -28,6 +28,7 @@ from hardware.journal import RunTimes, StepJournal, report_of, status_of
 from hardware.loop import ControlLoop
 from hardware.operator import OperatorInbox
 from hardware.playback import Playback
+from hardware.port import RobotPort
 from hardware.recorder import Recorder
 from hardware.safety.chain import SafetyChain, Situation, Verdict
 from hardware.safety.flags import HOLDING_FAULTS, STOPPING_FAULTS, SafetyFlag, flag_names
@@ -36,7 +37,7 @@ from hardware.settings import ExecutorConfig, rate_elements, ticks_per_step, tol
 from hardware.statistics import Durations
 from hardware.targets import Targets
 from hardware.transport import ExecutorLink, ExecutorStatus
-from robot_rl.core.robot import Robot, RobotState, StampedObservation, StopKind
+from robot_rl.core.robot import Robot, RobotState, StampedObservation
 from robot_rl.core.teleop import OperatorEvent, Teleop
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class Executor:
         self.targets = Targets(robot, config, self.arbiter, self.playback, self.operator, self.safety)
         self.counters: Counter[str] = Counter()
         """Chunks and steps by what happened to them."""
+        self.port = RobotPort(robot, self.counters)
         self.lateness, self.latency = Durations(), Durations()
         """Lateness of ticks; age of the newest observation when a tick's command is sent."""
         self.round_trip, self.reaction = Durations(), Durations()
@@ -106,27 +108,21 @@ class Executor:
         self.times, self.journal = RunTimes(), StepJournal(recorder)
         self.ready = threading.Event()
         """Set when the first chunk has arrived."""
-        self.robot_confirmed_stop: bool | None = None
-        """Whether the robot confirmed the stop at the end."""
         self._may_replace = config.replace_within_tick and getattr(robot, "accepts_replacement", False)
         self._tick = 0
         self._phase, self._tick_time = 0, -np.inf
         self.replaceable = False
         """Whether a chunk may replace the present tick's command now."""
         self._accepted: float | None = None
-        self._epoch = 0
         self._flushed, self._new_episode = False, False
         self._next_status = -np.inf
         self._mode = Mode.IDLE
-        self._observation = StampedObservation({}, -1, -np.inf)
 
     # ---- life cycle -------------------------------------------------------------------------------------------------
 
     def connect(self) -> None:
         """Connect the robot and take its present place as the first command."""
-        self.robot.connect()
-        self._observation = self.robot.observe()
-        self._epoch = getattr(self.robot, "epoch", 0)
+        self.port.connect()
         self.safety.anchor(self.robot.hold_command())
         self.times.connected = self.now()
 
@@ -142,19 +138,14 @@ class Executor:
 
     def shut_down(self) -> None:
         """Send a last hold, ask the robot to stop, and disconnect it; the report says whether it confirmed."""
-        self._ask_to_stop()
+        self.port.stop()
         self._publish(self.now())
         self.robot.disconnect()
 
-    def _ask_to_stop(self) -> None:
-        """Ask the robot itself to stop, and say so loudly if it did not confirm."""
-        try:
-            self.robot_confirmed_stop = self.robot.stop(StopKind.CONTROLLED)
-        except Exception:
-            logger.exception("the robot did not take the stop")
-            self.robot_confirmed_stop = False
-        if not self.robot_confirmed_stop:
-            logger.error("STOP NOT CONFIRMED by the robot: treat it as live")
+    @property
+    def robot_confirmed_stop(self) -> bool | None:
+        """Whether the robot confirmed the stop at the end."""
+        return self.port.confirmed_stop
 
     # ---- one tick ---------------------------------------------------------------------------------------------------
 
@@ -171,13 +162,13 @@ class Executor:
             logger.exception("executor: exception; the robot is stopped")
             self.arbiter.stop(now, "exception")
             self.safety.note(SafetyFlag.EXCEPTION, now)
-            verdict = self.safety.filter(None, Situation(now, self._observation, estop=True))
+            verdict = self.safety.filter(None, Situation(now, self.port.observation, estop=True))
             self._send(verdict.command)
             self._tick += 1
             return Verdict(verdict.command, verdict.flags | SafetyFlag.EXCEPTION)
 
     def _run_tick(self, now: float, closing: bool) -> Verdict:
-        flags = self._observe(now)
+        flags = self.port.observe(lambda: self._restart(now))
         events, estop = self.operator.poll()
         if closing:
             events = tuple(event for event in events if event is OperatorEvent.EMERGENCY_STOP)
@@ -247,21 +238,6 @@ class Executor:
         self._judge(flags, now)
         return True
 
-    def _observe(self, now: float) -> int:
-        """Take the newest measurement; a robot that was put elsewhere by its scene is taken up where it is."""
-        try:
-            self._observation = self.robot.observe()
-            epoch = getattr(self.robot, "epoch", 0)
-            if epoch != self._epoch:
-                self._epoch = epoch
-                self._restart(now)
-            return SafetyFlag.ROBOT_FAULT if self.robot.state() is RobotState.FAULT else 0
-        except Exception as error:
-            if not self.counters["observe_failures"]:
-                logger.exception("the robot cannot be observed: %s", error)
-            self.counters["observe_failures"] += 1
-            return SafetyFlag.ROBOT_FAULT
-
     def _restart(self, now: float) -> None:
         """Go on in a scene that was set up anew: a new episode for policy and record."""
         self.journal.finish(self.safety.command, self.playback.action())
@@ -279,11 +255,11 @@ class Executor:
         self.playback.advance()
         if self._new_episode or (self.arbiter.plan_requested and not self._flushed):
             self._flushed = self.arbiter.plan_requested
-            self.playback.flush(self._observation.stamp, self._new_episode or self.arbiter.reason == "enabled")
+            self.playback.flush(self.port.observation.stamp, self._new_episode or self.arbiter.reason == "enabled")
             self._new_episode = False
-        self.journal.begin(self._observation)
+        self.journal.begin(self.port.observation)
         if self.arbiter.mode is not Mode.STOPPED:
-            observed = self._observation
+            observed = self.port.observation
             self.link.send_observation(
                 StampedObservation(observed.values, self.playback.step, observed.stamp, observed.stamps)
             )
@@ -319,26 +295,17 @@ class Executor:
             self.targets.begin_blend()
 
     def _situation(self, now: float, stamp: float) -> Situation:
-        measured = None
-        if self.config.tracking_seconds > 0 and not self.targets.resting.all():
-            try:
-                measured = self.robot.hold_command()
-            except Exception as error:
-                logger.debug("no measured command: %s", error)  # the failure itself was flagged by `_observe`
-        return Situation(now, self._observation, self.arbiter.writer, stamp, self.arbiter.estop_latched, measured)
+        positions = self.config.tracking_seconds > 0 and not self.targets.resting.all()
+        measured = self.port.measured() if positions else None
+        return Situation(now, self.port.observation, self.arbiter.writer, stamp, self.arbiter.estop_latched, measured)
 
     def _send(self, command: np.ndarray, replacement: bool = False) -> int:
-        try:
-            self.robot.command(command)
-        except Exception as error:
-            if not self.counters["command_failures"]:
-                logger.exception("the robot did not take a command: %s", error)
-                self._ask_to_stop()
-            self.counters["command_failures"] += 1
-            return SafetyFlag.ROBOT_FAULT
+        failed = self.port.send(command)
+        if failed:
+            return failed
         now = self.now()
         if not replacement:
-            self.latency.add(now - self._observation.stamp)
+            self.latency.add(now - self.port.observation.stamp)
         if self._accepted is not None and self.arbiter.mode in DRIVEN:
             self.reaction.add(now - self._accepted)
         self._accepted = None

@@ -354,7 +354,7 @@ def test_late_and_disordered_chunks_are_entered_at_the_consumed_count():
     rig.tick(OperatorEvent.ENABLE)
     actions = np.tile(0.001 * np.arange(8, dtype=np.float32)[:, None], (1, 3))
     rig.tick(count=5)
-    stamp = rig.executor._observation.stamp
+    stamp = rig.executor.port.observation.stamp
     seq = playback.step - 1
     rig.transport.policy.send_chunk(ActionChunk(actions, seq, stamp))
     rig.tick()

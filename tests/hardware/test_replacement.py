@@ -195,7 +195,7 @@ def test_without_the_option_or_the_robots_consent_a_chunk_waits_for_the_next_tic
 
 def chunk_for(rig, value):
     playback = rig.executor.playback
-    return ActionChunk(np.full((8, 3), value, np.float32), playback.step, rig.executor._observation.stamp)
+    return ActionChunk(np.full((8, 3), value, np.float32), playback.step, rig.executor.port.observation.stamp)
 
 
 def next_step(rig):

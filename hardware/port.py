@@ -1,0 +1,80 @@
+"""The executor's calls to its robot: none of them raises, and what fails is named, counted and logged once."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+
+from hardware.safety.flags import SafetyFlag
+from robot_rl.core.robot import Robot, RobotState, StampedObservation, StopKind
+
+logger = logging.getLogger(__name__)
+
+
+class RobotPort:
+    """One robot, called by one thread."""
+
+    def __init__(self, robot: Robot, counters: Counter[str]) -> None:
+        self.robot, self.counters = robot, counters
+        self.observation = StampedObservation({}, -1, -np.inf)
+        """The newest measurement."""
+        self.confirmed_stop: bool | None = None
+        """Whether the robot confirmed the last stop that it was asked for."""
+        self._epoch = 0
+
+    def connect(self) -> None:
+        """Connect and observe for the first time; failures are raised here, before anything moves."""
+        self.robot.connect()
+        self.observation = self.robot.observe()
+        self._epoch = getattr(self.robot, "epoch", 0)
+
+    def observe(self, on_new_scene: Callable[[], None]) -> int:
+        """Take the newest measurement and return the flags of what failed.
+
+        A robot that was put elsewhere by its scene is taken up where it is, by ``on_new_scene``.
+        """
+        try:
+            self.observation = self.robot.observe()
+            epoch = getattr(self.robot, "epoch", 0)
+            if epoch != self._epoch:
+                self._epoch = epoch
+                on_new_scene()
+            return SafetyFlag.ROBOT_FAULT if self.robot.state() is RobotState.FAULT else 0
+        except Exception as error:
+            if not self.counters["observe_failures"]:
+                logger.exception("the robot cannot be observed: %s", error)
+            self.counters["observe_failures"] += 1
+            return SafetyFlag.ROBOT_FAULT
+
+    def measured(self) -> np.ndarray | None:
+        """Return where the robot is (A,), in the units of its command; None if it does not say."""
+        try:
+            return self.robot.hold_command()
+        except Exception as error:
+            logger.debug("no measured command: %s", error)  # the failure itself was flagged by `observe`
+            return None
+
+    def send(self, command: np.ndarray) -> int:
+        """Send ``command`` (A,) and return the flags of what failed; the first failure asks the robot to stop."""
+        try:
+            self.robot.command(command)
+        except Exception as error:
+            if not self.counters["command_failures"]:
+                logger.exception("the robot did not take a command: %s", error)
+                self.stop()
+            self.counters["command_failures"] += 1
+            return SafetyFlag.ROBOT_FAULT
+        return 0
+
+    def stop(self) -> None:
+        """Ask the robot itself to stop, and say so loudly if it did not confirm."""
+        try:
+            self.confirmed_stop = self.robot.stop(StopKind.CONTROLLED)
+        except Exception:
+            logger.exception("the robot did not take the stop")
+            self.confirmed_stop = False
+        if not self.confirmed_stop:
+            logger.error("STOP NOT CONFIRMED by the robot: treat it as live")
