@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robot_rl.core.errors import ConfigError
 from robot_rl.train.progress import duration, say
-from robot_rl.train.run import to_plain, write_json, writing
+from robot_rl.train.run import alone, to_plain, write_json, writing
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class Pipeline:
         outcomes = {}
         with writing(self.root):
             (self.root / "stages").mkdir(parents=True, exist_ok=True)
-        with _alone(self.root):
+        with alone(self.root):
             token = ""
             for number, stage in enumerate(stages, 1):
                 stamp = self._run(stage, token, f"[{number}/{len(stages)}] {stage.title}")
@@ -119,13 +116,3 @@ class Pipeline:
 def _key(stage: Stage, upstream: str) -> str:
     text = json.dumps([stage.name, to_plain(stage.settings), upstream], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-@contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    with (root / "stages" / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"another process is at work in {root}: wait for it, or choose another --out") from None
-        yield

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import fcntl
 import json
 import math
 import os
@@ -214,6 +215,24 @@ def writing(path: str | Path) -> Iterator[None]:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise DataError(f"cannot write to {path}: {error.strerror}; choose another directory with --out") from error
         raise
+
+
+@contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Hold the directory ``root`` against other processes that would work in it.
+
+    Raises:
+        ConfigError: another process is at work there.
+    """
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        lock = (root / ".lock").open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another process is at work in {root}: wait for it, or choose another --out") from None
+        yield
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -86,7 +86,7 @@ def test_an_interrupted_stage_with_other_settings_starts_afresh(job):
 
 def test_two_processes_do_not_share_a_directory(job):
     job.run()
-    with (job.root / "stages" / "lock").open("w") as lock:
+    with (job.root / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ConfigError, match="another process is at work"):
             job.run()

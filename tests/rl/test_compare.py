@@ -205,7 +205,7 @@ def test_a_changed_comparison_is_refused(config):
 
 
 def test_two_processes_do_not_share_a_directory(config):
-    from robot_rl.rl.compare.jobs import alone
+    from robot_rl.train.run import alone
 
     with alone(config.out), pytest.raises(ConfigError, match="another process is at work"):
         execute(config)

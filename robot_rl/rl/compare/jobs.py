@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import os
 import signal
 import subprocess
@@ -12,12 +11,11 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robot_rl.core.errors import ConfigError
 from robot_rl.train.progress import progress
 from robot_rl.train.run import writing
 
@@ -241,21 +239,3 @@ def _signal(process: subprocess.Popen[bytes], number: int) -> None:
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
-
-
-@contextlib.contextmanager
-def alone(root: Path) -> Iterator[None]:
-    """Hold the directory ``root`` against other processes that would work in it.
-
-    Raises:
-        ConfigError: another process is at work there.
-    """
-    with writing(root):
-        root.mkdir(parents=True, exist_ok=True)
-        lock = (root / ".lock").open("w")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"another process is at work in {root}: wait for it, or choose another --out") from None
-        yield

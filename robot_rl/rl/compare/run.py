@@ -19,11 +19,11 @@ from robot_rl.core import registry
 from robot_rl.core.errors import ConfigError, DataError, UnknownNameError
 from robot_rl.rl.compare.cluster import RayPlaces
 from robot_rl.rl.compare.files import fingerprint, read_test, watch
-from robot_rl.rl.compare.jobs import Ended, Job, LocalPlaces, Places, alone, run_jobs
+from robot_rl.rl.compare.jobs import Ended, Job, LocalPlaces, Places, run_jobs
 from robot_rl.rl.compare.results import Curve, SeedResult, summarise
 from robot_rl.rollout.evaluate import TEST_SEED
 from robot_rl.train.progress import say
-from robot_rl.train.run import differences, processor, read_metrics, to_plain, write_json
+from robot_rl.train.run import alone, differences, processor, read_metrics, to_plain, write_json
 
 LAUNCHER = ("-m", "robot_rl.cli.main")
 """Arguments of the interpreter that lead to our commands."""
