@@ -161,7 +161,7 @@ class EnsembleMLP(nn.Module):
                 normal, mean, deviation = torch.native_layer_norm(h, h.shape[-1:], None, None, _EPSILON)
                 kept += [h, normal, mean, deviation]
                 h = torch.addcmul(low.shifts[i], normal, low.gains[i])
-            h = h.relu_()
+            _relu_(h)
             if tape is not None:
                 tape += kept
         if tape is not None:
@@ -223,7 +223,8 @@ class _Function(torch.autograd.Function):
         after = gradient
         for i in range(depth - 1, -1, -1):
             if i < depth - 1:
-                gradient = torch.ops.aten.threshold_backward(gradient, after, 0)
+                bits = _bits(gradient)
+                torch.ops.aten.threshold_backward.grad_input(bits, _bits(after), 0, grad_input=bits)
                 if net.layer_norm:
                     deviation, mean, normal, before = (saved.pop() for _ in range(4))
                     if found is not None:
@@ -249,6 +250,19 @@ class _Function(torch.autograd.Function):
 
 
 _MASK = [True, False, False]
+
+
+def _bits(x: Tensor) -> Tensor:
+    """Return ``x``, if bfloat16 as integers: of equal sign and order above 0, but no operation has to convert them."""
+    return x.view(torch.int16) if x.dtype == torch.bfloat16 else x
+
+
+def _relu_(x: Tensor) -> None:
+    """Apply ReLU in place; NaN stays."""
+    if x.dtype == torch.bfloat16:
+        torch.threshold_(_bits(x), -128, 0)  # the bits of -inf: lower are the other negative numbers, higher is NaN
+    else:
+        x.relu_()
 
 
 def _uniform(shape: tuple[int, ...], fan_in: int) -> Tensor:

@@ -64,6 +64,20 @@ def test_bf16_is_near():
     torch.testing.assert_close(network(x), exact, rtol=0.05, atol=0.03)
 
 
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_bf16_gradients_are_near_and_bad_numbers_stay_visible(layer_norm):
+    torch.manual_seed(0)
+    network = EnsembleMLP((4, 64, 64, 1), 2, layer_norm)
+    x = torch.randn(32, 4, requires_grad=True)
+    expected = torch.autograd.grad(reference(network, x, range(2)).sum(), [network.flat, x])
+    network.dtype = torch.bfloat16
+    got = torch.autograd.grad(network(x).sum(), [network.flat, x])
+    for ours, theirs in zip(got, expected, strict=True):
+        assert (ours - theirs).norm() < 0.15 * theirs.norm()  # a ReLU near zero may take the other side
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        assert not network(torch.full((1, 4), bad)).isfinite().any()
+
+
 def test_parts_of_the_input_and_some_members_have_their_gradients():
     torch.manual_seed(0)
     network = EnsembleMLP((7, 16, 2), 4, layer_norm=True)
