@@ -35,18 +35,18 @@ TARGETS = {
 EXPLANATION = (
     "Lateness: wake-up of a tick against its absolute deadline. Latency: measurement of an observation to the first "
     "command that its chunk brought about, over ROS 2 both ways; that command may replace the one of the present tick "
-    "(share_within_tick of all). The figures with targets are of the executor's default settings, which ask for "
-    "real-time priority and go without where the system refuses it (realtime_priority says which). Peers ran in turn "
-    "with it: normal_priority asks for none; rclpy_timer, at normal priority too, calls the same tick from a timer. "
-    "Extras, on request: on_ticks replaces no command, so that a chunk waits for the next tick; pinned keeps loop and "
-    "policy to a processor each, which is for machines with nothing else to do."
+    "(share_within_tick of all). The figures with targets are without real-time priority. Peers ran in turn with it: "
+    "realtime asks for that priority, as the executor does by default (realtime_priority says whether it was granted); "
+    "rclpy_timer, at normal priority, calls the same tick from a timer. Extras, on request: on_ticks replaces no "
+    "command, so that a chunk waits for the next tick; pinned keeps loop and policy to a processor each, which is for "
+    "machines with nothing else to do."
 )
 KINDS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "normal_priority": {"realtime_priority": 0},
+    "normal": {"realtime_priority": 0},
+    "realtime": {},
     "rclpy_timer": {"realtime_priority": 0},
-    "on_ticks": {"replace_within_tick": False},
-    "pinned": {"pin": True},
+    "on_ticks": {"realtime_priority": 0, "replace_within_tick": False},
+    "pinned": {"realtime_priority": 0, "pin": True},
 }
 """Settings of the executor by kind of run."""
 EXTRAS = ("on_ticks", "pinned")
@@ -285,7 +285,7 @@ def main() -> None:
     parser.add_argument("--extras", action="store_true", help=f"run {' and '.join(EXTRAS)} as well")
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--role", choices=("policy", "executor"), help=argparse.SUPPRESS)
-    parser.add_argument("--kind", choices=KINDS, default="default", help=argparse.SUPPRESS)
+    parser.add_argument("--kind", choices=KINDS, default="normal", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     from hardware.realtime import prepare_process
 
@@ -363,7 +363,7 @@ def benchmark(seconds: float, rounds: int, kinds: list[str]) -> None:
             "policy_rate_hz": POLICY_RATE,
             "policy_threads": 1,
         },
-        metrics={**figures.pop("default"), "policy_parameters": runs["default"].parameters},
+        metrics={**figures.pop("normal"), "policy_parameters": runs["normal"].parameters},
         peers=figures,
         targets=TARGETS,
         notes=EXPLANATION,
