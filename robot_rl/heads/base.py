@@ -8,7 +8,8 @@ a guide: a function that changes the denoised estimate.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +19,12 @@ from torch import Generator, Tensor, nn
 from robot_rl.core import registry
 from robot_rl.core.errors import CapabilityError, ConfigError
 from robot_rl.heads.chain import chain_moments, normal_log_prob
+from robot_rl.heads.continuation import Prefix
 from robot_rl.heads.path import Estimate, Path
 
 Guide = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``guide(x0_hat (B, H, A), x (B, H, A), t (B,)) -> x0_hat``."""
+"""``guide(x0_hat (B, H, A), x (B, H, A), t (B,)) -> x0_hat``; with an attribute ``needs_gradient`` that is true, x0_hat
+may be differentiated with respect to x."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,11 @@ class Head(nn.Module, ABC):
         """Shape (H, A) of one start noise."""
         return (self.horizon, self.action_size)
 
+    @property
+    def prefix_steps(self) -> int:
+        """Most actions at the beginning of a chunk that may be known while sampling; 0 if never trained for it."""
+        return int(getattr(self.backbone, "prefix_steps", 0))
+
     @abstractmethod
     def loss(
         self, actions: Tensor, cond: Tensor, mask: Tensor | None = None, generator: Generator | None = None
@@ -90,12 +98,53 @@ class Head(nn.Module, ABC):
         guides: Sequence[Guide] = (),
         trace: bool = False,
         generator: Generator | None = None,
+        prefix: Prefix | None = None,
     ) -> SampleResult:
-        """Sample chunks for conditions (B, C), starting from ``noise`` (B, H, A) or from fresh N(0, I)."""
+        """Sample chunks for conditions (B, C), starting from ``noise`` (B, H, A) or from fresh N(0, I).
+
+        Guides change the denoised estimate. A ``prefix`` is kept, and continued by a head that was trained for it.
+        """
+
+    @abstractmethod
+    def advance(
+        self,
+        x: Tensor,
+        index: Tensor,
+        cond: Tensor,
+        steps: int | None = None,
+        guides: Sequence[Guide] = (),
+        prefix: Prefix | None = None,
+    ) -> Tensor:
+        """Return the iterates (B, H, A) that follow ``x`` where nothing is random: one step of `sample`.
+
+        Args:
+            x: (B, H, A) iterates.
+            index: (B,) long, place in the chain: 0 leaves pure noise, ``steps - 1`` arrives at the actions.
+            cond: (B, C).
+            steps: length of the chain; None for the head's own.
+            guides: change the denoised estimate.
+            prefix: known actions.
+        """
 
     def predict(self, x: Tensor, t: Tensor, cond: Tensor) -> Estimate:
         """Return the denoised and the noise estimate at x (B, H, A), times t (B,) in [0, 1]."""
         return self.path.estimate(self.backbone(x, t, cond), x, t)
+
+    def network(self, x: Tensor, t: Tensor, cond: Tensor, prefix: Prefix | None = None) -> Tensor:
+        """Return the backbone's output (B, H, A) at x (B, H, A), t (B,), with the actions of ``prefix`` in place."""
+        output: Tensor
+        if prefix is None:
+            output = self.backbone(x, t, cond)
+        else:
+            output = self.backbone(prefix.impose(x), t, cond, prefix.known)
+        return output
+
+    def draw_prefix(self, batch: int, device: torch.device, generator: Generator | None = None) -> Tensor | None:
+        """Draw the actions (B, H) bool that are known in training: 0 to `prefix_steps` of them; None for never any."""
+        if not self.prefix_steps:
+            return None
+        count = torch.randint(self.prefix_steps + 1, (batch, 1), device=device, generator=generator)
+        return torch.arange(self.horizon, device=device) < count
 
     def chain_step(
         self, x: Tensor, index: Tensor, cond: Tensor, steps: int | None = None, **options: Any
@@ -158,6 +207,16 @@ def refusal(method: str, capability: str, found: Any) -> CapabilityError:
     )
 
 
+@contextmanager
+def differentiable(x: Tensor, guides: Sequence[Guide]) -> Iterator[Tensor]:
+    """Yield ``x``; gradients to it are recorded within the block if one of the guides needs them."""
+    if not any(getattr(guide, "needs_gradient", False) for guide in guides):
+        yield x
+        return
+    with torch.enable_grad():
+        yield x.detach().requires_grad_()
+
+
 def masked_mean(error: Tensor, mask: Tensor | None) -> Tensor:
     """Average squared errors (B, H, A) per sample over unmasked steps; returns (B,)."""
     per_step = error.mean(dim=-1)
@@ -165,3 +224,10 @@ def masked_mean(error: Tensor, mask: Tensor | None) -> Tensor:
         return per_step.mean(dim=-1)
     weight = mask.to(per_step.dtype)
     return (per_step * weight).sum(dim=-1) / weight.sum(dim=-1).clamp_min(1)
+
+
+def without(mask: Tensor | None, known: Tensor | None) -> Tensor | None:
+    """Return the steps (B, H) bool that count: those of ``mask`` that are not ``known``; None counts everything."""
+    if known is None:
+        return mask
+    return ~known if mask is None else mask & ~known

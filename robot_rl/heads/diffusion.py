@@ -10,7 +10,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from robot_rl.core.errors import ConfigError
-from robot_rl.heads.base import Capabilities, Guide, Head, SampleResult, masked_mean
+from robot_rl.heads.base import Capabilities, Guide, Head, SampleResult, differentiable, masked_mean, without
+from robot_rl.heads.continuation import Prefix
 from robot_rl.heads.path import Path, squared_cosine
 
 
@@ -54,8 +55,10 @@ class DiffusionHead(Head):
         levels = torch.randint(self.levels, (len(actions),), device=actions.device, generator=generator)
         noise = torch.randn(actions.shape, device=actions.device, generator=generator)
         t = levels.float() / (self.levels - 1)
-        output = self.backbone(self.path.noised(actions, noise, t), t, cond)
-        return masked_mean((output.float() - noise) ** 2, mask)
+        known = self.draw_prefix(len(actions), actions.device, generator)
+        prefix = None if known is None else Prefix(actions, known)
+        output = self.network(self.path.noised(actions, noise, t), t, cond, prefix)
+        return masked_mean((output.float() - noise) ** 2, without(mask, known))
 
     def sample(
         self,
@@ -65,6 +68,7 @@ class DiffusionHead(Head):
         guides: Sequence[Guide] = (),
         trace: bool = False,
         generator: Generator | None = None,
+        prefix: Prefix | None = None,
     ) -> SampleResult:
         """Run DDIM from pure noise at the top level; deterministic given ``noise`` where ``eta`` is 0."""
         steps = steps or self.steps
@@ -74,12 +78,25 @@ class DiffusionHead(Head):
         chain = [x]
         for k in range(steps):
             index = torch.full((len(x),), k, device=x.device)
-            x, std = self.chain_step(x, index, cond, steps, guides=guides)
+            x, std = self.chain_step(x, index, cond, steps, guides=guides, prefix=prefix)
             if self.eta > 0:
                 x = x + std * torch.randn(x.shape, device=x.device, generator=generator)
             if trace:
                 chain.append(x)
-        return SampleResult(x, steps, chain if trace else [])
+        return SampleResult(x if prefix is None else prefix.impose(x), steps, chain if trace else [])
+
+    def advance(
+        self,
+        x: Tensor,
+        index: Tensor,
+        cond: Tensor,
+        steps: int | None = None,
+        guides: Sequence[Guide] = (),
+        prefix: Prefix | None = None,
+    ) -> Tensor:
+        """Return the iterates (B, H, A) of DDIM without fresh noise after ``x`` at places ``index`` (B,)."""
+        x, _ = self.chain_step(x, index, cond, steps, 0.0, guides, prefix)
+        return x if prefix is None else prefix.impose(x)
 
     def chain_step(
         self,
@@ -89,6 +106,7 @@ class DiffusionHead(Head):
         steps: int | None = None,
         eta: float | None = None,
         guides: Sequence[Guide] = (),
+        prefix: Prefix | None = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor]:
         """Return mean (B, H, A) and standard deviation (B, 1, 1) of the iterates after ``x`` (DDIM's eq. 12).
@@ -100,6 +118,7 @@ class DiffusionHead(Head):
             steps: length of the chain; None for the head's own.
             eta: share of ancestral noise; None for the head's own.
             guides: change the denoised estimate.
+            prefix: known actions.
             options: none are known.
         """
         if options:
@@ -107,9 +126,10 @@ class DiffusionHead(Head):
         table = _coefficients(self.levels, steps or self.steps, self.eta if eta is None else eta).to(x.device)
         t, *columns = table[index].unbind(-1)
         alpha, sigma, alpha_then, kept, std = (column[:, None, None] for column in columns)
-        sample = ((x - sigma * self.backbone(x, t, cond)) / alpha).clamp(-self.clip, self.clip)
-        for guide in guides:
-            sample = guide(sample, x, t).clamp(-self.clip, self.clip)
+        with differentiable(x, guides) as start:
+            sample = ((start - sigma * self.network(start, t, cond, prefix)) / alpha).clamp(-self.clip, self.clip)
+            for guide in guides:
+                sample = guide(sample, start, t).clamp(-self.clip, self.clip)
         # The noise that is consistent with the clipped estimate, not the network's own.
         epsilon = (x - alpha * sample) / sigma
         return alpha_then * sample + kept * epsilon, std

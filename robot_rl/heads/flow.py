@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,7 +9,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from robot_rl.core.errors import ConfigError
-from robot_rl.heads.base import Capabilities, Guide, Head, SampleResult, masked_mean
+from robot_rl.heads.base import Capabilities, Guide, Head, SampleResult, differentiable, masked_mean, without
+from robot_rl.heads.continuation import Prefix
 from robot_rl.heads.path import Path
 
 
@@ -59,12 +59,22 @@ class FlowHead(Head):
         """Return the flow-matching loss per sample (B,)."""
         t = self.draw_times(len(actions), actions.device, generator)
         noise = torch.randn(actions.shape, device=actions.device, generator=generator)
-        return self.loss_at(actions, cond, noise, t, mask)
+        known = self.draw_prefix(len(actions), actions.device, generator)
+        return self.loss_at(actions, cond, noise, t, mask, known)
 
-    def loss_at(self, actions: Tensor, cond: Tensor, noise: Tensor, t: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return the loss per sample (B,) for given noise (B, H, A) and times (B,)."""
-        output = self.backbone(self.path.noised(actions, noise, t), t, cond)
-        return masked_mean((output.float() - self.path.target(actions, noise)) ** 2, mask)
+    def loss_at(
+        self,
+        actions: Tensor,
+        cond: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        mask: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss per sample (B,) for given noise (B, H, A), times (B,) and known actions (B, H) bool."""
+        prefix = None if known is None else Prefix(actions, known)
+        output = self.network(self.path.noised(actions, noise, t), t, cond, prefix)
+        return masked_mean((output.float() - self.path.target(actions, noise)) ** 2, without(mask, known))
 
     def sample(
         self,
@@ -74,24 +84,39 @@ class FlowHead(Head):
         guides: Sequence[Guide] = (),
         trace: bool = False,
         generator: Generator | None = None,
+        prefix: Prefix | None = None,
     ) -> SampleResult:
         """Integrate dx/dt = v from t = 1 to 0; a deterministic function of ``noise``."""
         steps = steps or self.steps
         x = noise
         if x is None:
             x = torch.randn((len(cond), *self.noise_shape), device=cond.device, generator=generator)
-        times = torch.linspace(1, 0, steps + 1, device=cond.device)
         chain = [x]
-        for now, then in itertools.pairwise(times):
-            velocity = self._velocity(x, now, cond, guides)
-            if self.solver == "midpoint":
-                half = (now + then) / 2
-                velocity = self._velocity(x + (half - now) * velocity, half, cond, guides)
-            x = x + (then - now) * velocity
+        for k in range(steps):
+            x = self.advance(x, torch.full((len(x),), k, device=x.device), cond, steps, guides, prefix)
             if trace:
                 chain.append(x)
         calls = steps * (2 if self.solver == "midpoint" else 1)
         return SampleResult(x, calls, chain if trace else [])
+
+    def advance(
+        self,
+        x: Tensor,
+        index: Tensor,
+        cond: Tensor,
+        steps: int | None = None,
+        guides: Sequence[Guide] = (),
+        prefix: Prefix | None = None,
+    ) -> Tensor:
+        """Return the iterates (B, H, A) one step of the solver after ``x`` at places ``index`` (B,)."""
+        now, then = self._times(index, steps, x.device)
+        velocity = self._velocity(x, now, cond, guides, prefix)
+        if self.solver == "midpoint":
+            half = (now + then) / 2
+            ahead = x + (half - now)[:, None, None] * velocity
+            velocity = self._velocity(ahead, half, cond, guides, prefix)
+        x = x + (then - now)[:, None, None] * velocity
+        return x if prefix is None else prefix.impose(x)
 
     def chain_step(
         self, x: Tensor, index: Tensor, cond: Tensor, steps: int | None = None, **options: Any
@@ -100,17 +125,22 @@ class FlowHead(Head):
 
         The deviation is zero: noise is what a method adds. Times are those of `sample`.
         """
-        times = torch.linspace(1, 0, (steps or self.steps) + 1, device=x.device)
-        now, then = times[index], times[index + 1]
+        now, then = self._times(index, steps, x.device)
         mean = x + (then - now)[:, None, None] * self.backbone(x, now, cond)
         return mean, x.new_zeros(len(x), 1, 1)
 
-    def _velocity(self, x: Tensor, now: Tensor, cond: Tensor, guides: Sequence[Guide]) -> Tensor:
-        t = now.expand(len(x))
-        velocity = self.backbone(x, t, cond)
+    def _times(self, index: Tensor, steps: int | None, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the times (B,) before and after the steps ``index`` (B,)."""
+        times = torch.linspace(1, 0, (steps or self.steps) + 1, device=device)
+        return times[index], times[index + 1]
+
+    def _velocity(self, x: Tensor, t: Tensor, cond: Tensor, guides: Sequence[Guide], prefix: Prefix | None) -> Tensor:
         if not guides:
-            return velocity
-        sample = x - now * velocity
-        for guide in guides:
-            sample = guide(sample, x, t)
-        return (x - sample) / now.clamp_min(1e-4)
+            return self.network(x, t, cond, prefix)
+        scale = t[:, None, None].clamp_min(1e-4)
+        with differentiable(x, guides) as start:
+            velocity = self.network(start, t, cond, prefix)
+            free = guided = start - scale * velocity
+            for guide in guides:
+                guided = guide(guided, start, t)
+        return velocity + (free - guided) / scale

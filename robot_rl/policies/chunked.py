@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from robot_rl.core import registry
 from robot_rl.core.env import Observation
 from robot_rl.core.errors import CapabilityError, ConfigError
+from robot_rl.core.realtime import Commitment
 from robot_rl.core.spec import Spec
 from robot_rl.data.frames import Frames
 from robot_rl.data.normalizer import Normalizer
-from robot_rl.heads.base import Head
+from robot_rl.heads.base import Guide, Head
+from robot_rl.heads.continuation import ContinuationGuide, Prefix, PrefixBackbone
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,9 @@ class ChunkedConfig:
     """Scale of the start noise when planning; 0 starts in the middle of the prior and makes plans deterministic."""
     head_options: dict[str, Any] = field(default_factory=dict)
     """Further options of the head by name, for example ``solver midpoint``."""
+    prefix_steps: int = 0
+    """Train to go on from up to this many actions that are known already, as real-time chunking needs with the method
+    prefix; 0 for none."""
 
 
 class ChunkedPolicy(nn.Module):
@@ -69,9 +74,14 @@ class ChunkedPolicy(nn.Module):
         self.normalizer = normalizer or Normalizer(spec)
         self.cond_size = config.obs_steps * sum(array.size for array in spec.observation.values())
         size = spec.action.size
+        if not 0 <= config.prefix_steps < config.horizon:
+            raise ConfigError(f"prefix_steps must be in 0..{config.horizon - 1}, got {config.prefix_steps}")
+        inputs = size + (config.prefix_steps > 0)
         backbone = registry.load("backbones", config.backbone)(
-            config.horizon, size, self.cond_size, width=config.width, depth=config.depth
+            config.horizon, inputs, self.cond_size, width=config.width, depth=config.depth
         )
+        if config.prefix_steps:
+            backbone = PrefixBackbone(backbone, size, config.prefix_steps)
         self.head: Head = registry.load("heads", config.head)(
             backbone, config.horizon, size, steps=config.sample_steps, **config.head_options
         )
@@ -114,9 +124,21 @@ class ChunkedPolicy(nn.Module):
         actions = self.normalize_action(batch["action"])
         return self.head.loss(actions, cond, batch["mask"] if self.config.mask_padding else None, generator)
 
-    def sample(self, cond: Tensor, noise: Tensor | None = None) -> Tensor:
+    def sample(self, cond: Tensor, noise: Tensor | None = None, commitment: Commitment | None = None) -> Tensor:
         """Return normalised chunks (B, H, A) for conditions (B, C); deterministic given ``noise`` (B, H, A)."""
-        return self.head.sample(cond, noise).actions
+        if commitment is None:
+            return self.head.sample(cond, noise).actions
+        guides, prefix = self._continuation(commitment)
+        return self.head.sample(cond, noise, guides=guides, prefix=prefix).actions
+
+    def _continuation(self, commitment: Commitment) -> tuple[list[Guide], Prefix | None]:
+        """Return what makes the head go on from the running chunks."""
+        how = commitment.how
+        target = self.normalize_action(torch.as_tensor(commitment.actions, dtype=torch.float32, device=self.device))
+        if how.method == "prefix":
+            return [], Prefix(target, torch.as_tensor(commitment.known, device=self.device))
+        weights = torch.as_tensor(commitment.weights, device=self.device)
+        return [ContinuationGuide(self.head.path, target, weights, how.jacobian == "full", how.max_weight)], None
 
     def normalize_action(self, actions: Tensor) -> Tensor:
         """Map actions (…, A) from their units to about [-1, 1]."""
@@ -134,14 +156,36 @@ class ChunkedPolicy(nn.Module):
         """Return the next start noises (B, H, A) of the policy's own stream."""
         return torch.randn((batch, *self.head.noise_shape), generator=self._generator).to(self.device)
 
-    @torch.inference_mode()
-    def plan(self, history: Observation, noise: Tensor | None = None) -> np.ndarray:
-        """Return chunks (B, H, A) in the action's units for a history of arrays (B, T, …)."""
-        tensors = {key: torch.from_numpy(np.asarray(history[key])).to(self.device) for key in self.spec.observation}
-        cond = self.encode(tensors)
-        if noise is None:
-            noise = self.config.start_scale * self.draw_noise(len(cond))
-        return self.unnormalize_action(self.sample(cond, noise)).cpu().numpy()
+    @property
+    def prefix_steps(self) -> int:
+        """Most actions at the beginning of a chunk that the policy can be told."""
+        return self.head.prefix_steps
+
+    @property
+    def real_time(self) -> tuple[str, ...]:
+        """The ways in which `plan` can continue a running chunk (see `robot_rl.core.realtime`)."""
+        guided = ("guided_full", "guided_identity") if self.head.capabilities.guidable else ()
+        return (*guided, "prefix") if self.prefix_steps else guided
+
+    def plan(
+        self, history: Observation, noise: Tensor | np.ndarray | None = None, commitment: Commitment | None = None
+    ) -> np.ndarray:
+        """Return chunks (B, H, A) in the action's units for a history of arrays (B, T, …).
+
+        Args:
+            history: the newest observations.
+            noise: (B, H, A) start noise; None takes the next of the policy's own stream.
+            commitment: what is executed while this is planned, to be continued.
+        """
+        # Guidance through the network needs gradients, which inference mode cannot give back.
+        gradient = commitment is not None and commitment.how.way == "guided_full"
+        with torch.no_grad() if gradient else torch.inference_mode():
+            tensors = {key: torch.from_numpy(np.asarray(history[key])).to(self.device) for key in self.spec.observation}
+            cond = self.encode(tensors)
+            if noise is None:
+                noise = self.config.start_scale * self.draw_noise(len(cond))
+            start = torch.as_tensor(noise, dtype=torch.float32, device=self.device)
+            return self.unnormalize_action(self.sample(cond, start, commitment)).cpu().numpy()
 
     def refine(self, history: Observation, actions: np.ndarray) -> np.ndarray:
         """Return ``actions`` unchanged: this policy is open loop within a chunk."""
