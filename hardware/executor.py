@@ -18,7 +18,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,7 +57,7 @@ class Executor:
         link: ExecutorLink,
         config: ExecutorConfig | None = None,
         *,
-        teleop: Teleop | None = None,
+        teleop: Teleop | Sequence[Teleop] | None = None,
         recorder: Recorder | None = None,
         workspace: Workspace | None = None,
         clearance: Clearance | None = None,
@@ -69,7 +69,7 @@ class Executor:
             robot: what is commanded; its spec's rate is the policy's.
             link: the executor's end of a transport.
             config: settings.
-            teleop: connected local operator device.
+            teleop: connected local operator device, or several.
             recorder: where executed steps go.
             workspace: box and planes that the tool must not leave.
             clearance: what must stay apart, for commands that are joint positions.
@@ -95,7 +95,7 @@ class Executor:
         self.playback = Playback(
             size, self.ticks_per_step, config.execute_steps, config.late_steps, config.interpolation
         )
-        self.operator = OperatorInbox(link, teleop, size, clock)
+        self.operator = OperatorInbox(link, teleop, size, clock, config.operator_timeout)
         self.targets = Targets(robot, config, self.arbiter, self.playback, self.operator, self.safety)
         self.counters: Counter[str] = Counter()
         """Chunks and steps by what happened to them."""
@@ -327,8 +327,7 @@ class Executor:
     def _verdicts(self, events: tuple[OperatorEvent, ...], now: float) -> None:
         for event in events:
             self.times.events.append((now, event))
-            if event in (OperatorEvent.SUCCESS, OperatorEvent.FAILURE):
-                self.journal.end_episode(event is OperatorEvent.SUCCESS)
+            self.journal.record(event)
 
     def _publish(self, now: float) -> None:
         self._mode = self.arbiter.mode

@@ -70,6 +70,20 @@ class StepJournal:
         if self._recorder is not None:
             self._recorder.end_episode(success)
 
+    def record(self, event: OperatorEvent) -> None:
+        """Start, stop or discard recording, or judge the episode, as the operator asks; other events do nothing."""
+        recorder = self._recorder
+        if recorder is None:
+            return
+        if event in (OperatorEvent.SUCCESS, OperatorEvent.FAILURE):
+            recorder.end_episode(event is OperatorEvent.SUCCESS)
+        elif event is OperatorEvent.RECORD_START:
+            recorder.start()
+        elif event is OperatorEvent.RECORD_STOP:
+            recorder.pause()
+        elif event is OperatorEvent.RECORD_DISCARD:
+            recorder.discard()
+
 
 class RunTimes:
     """When what happened, on the executor's monotonic clock in seconds."""
@@ -91,6 +105,7 @@ def status_of(executor: Executor, now: float) -> ExecutorStatus:
     loop = {"rate_hz": _measured_rate(executor, now), "missed_ticks": float(executor.missed_ticks)}
     for name in ("lateness", "latency", "round_trip"):
         loop |= getattr(executor, name).summary(name)
+    measured = executor.port.measured()
     return ExecutorStatus(
         mode=executor.arbiter.mode.value,
         writer=executor.arbiter.writer,
@@ -100,6 +115,10 @@ def status_of(executor: Executor, now: float) -> ExecutorStatus:
         estop_latched=executor.arbiter.estop_latched,
         counters={**executor.counters, **executor.safety.counts},
         loop=loop,
+        command=executor.safety.command.tolist(),
+        measured=[] if measured is None else np.asarray(measured, float).tolist(),
+        speed=executor.targets.speed.tolist(),
+        recording={} if executor.recorder is None else executor.recorder.status(),
     )
 
 

@@ -1,9 +1,9 @@
-"""Collects what the operator wants, from a local device and from the link, into one reading per tick."""
+"""Collects what the operator wants, from local devices and from the link, into one reading per tick."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -14,40 +14,62 @@ logger = logging.getLogger(__name__)
 
 
 class OperatorInbox:
-    """Merges operator devices: events of all of them, in order; motion of the newest reading that is enabled."""
+    """Merges operator devices: events of all of them, in order; motion and heartbeat of the one that drives.
 
-    def __init__(self, link: ExecutorLink, teleop: Teleop | None, action_size: int, now: Callable[[], float]) -> None:
-        self._link, self._teleop, self._size, self._now = link, teleop, action_size, now
+    A device begins to drive when it is enabled or asks to take over, unless the one that drives is still held and
+    alive. It stays the one that counts: were another device's heartbeat good enough, then the loss of the one in the
+    operator's hand would go unnoticed.
+    """
+
+    def __init__(
+        self,
+        link: ExecutorLink,
+        teleop: Teleop | Sequence[Teleop] | None,
+        action_size: int,
+        now: Callable[[], float],
+        timeout: float = 0.25,
+    ) -> None:
+        """Remember the devices; a reading that is older than ``timeout`` seconds holds the place no more."""
+        devices = [] if teleop is None else list(teleop) if isinstance(teleop, Sequence) else [teleop]
+        self._link, self._size, self._now, self._timeout = link, action_size, now, timeout
+        self._devices: list[Teleop] = devices
         self.reading: OperatorInput | None = None
-        """Newest reading, None before the first."""
+        """Newest reading of the device that drives, None before the first."""
         self.dropped = 0
         """Readings whose motion had the wrong size or was not finite; their events count."""
-        self.failed = False
-        """Whether the local device raised; it is not asked again."""
+        self.failed: list[Teleop] = []
+        """Local devices that raised; they are not asked again."""
 
     def poll(self) -> tuple[tuple[OperatorEvent, ...], bool]:
         """Read everything that came in; return the events, oldest first, and whether an e-stop is pressed remotely."""
         readings = []
         while (reading := self._link.poll_operator()) is not None:
             readings.append(reading)
-        if self._teleop is not None and not self.failed:
+        for device in self._devices:
+            if device in self.failed:
+                continue
             try:
-                readings.append(self._teleop.poll())
+                readings.append(device.poll())
             except Exception:
                 logger.exception("operator device failed; it counts as lost")
-                self.failed = True
+                self.failed.append(device)
         events: tuple[OperatorEvent, ...] = ()
-        newest = None
+        newest: dict[str, OperatorInput] = {}
+        asking = set()
         for reading in readings:
             events += tuple(reading.events)
+            if OperatorEvent.TAKE_OVER in reading.events:
+                asking.add(reading.source)
             motion = np.asarray(reading.motion)
             if motion.shape != (self._size,) or not np.isfinite(motion).all():
                 self.dropped += 1
                 continue
-            if newest is None or reading.enabled or not newest.enabled:
-                newest = reading
-        if newest is not None:
-            self.reading = newest
+            before = newest.get(reading.source)
+            if before is None or reading.enabled or not before.enabled:
+                newest[reading.source] = reading
+        for reading in newest.values():
+            if self._may_drive(reading, reading.source in asking):
+                self.reading = reading
         return events, self._link.poll_estop()
 
     def motion(self, timeout: float) -> np.ndarray:
@@ -56,3 +78,12 @@ class OperatorInbox:
         if reading is None or not reading.enabled or self._now() - reading.stamp > timeout:
             return np.zeros(self._size)
         return np.clip(reading.motion, -1.0, 1.0)
+
+    def _may_drive(self, reading: OperatorInput, asks: bool) -> bool:
+        present = self.reading
+        if present is None or present.source == reading.source:
+            return True
+        return not self._held(present) and (self._held(reading) or asks)
+
+    def _held(self, reading: OperatorInput) -> bool:
+        return reading.enabled and self._now() - reading.stamp <= self._timeout

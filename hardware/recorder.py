@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import queue
+import shutil
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from hardware.safety.flags import SafetyFlag
 from robot_rl.core.spec import ArraySpec, Spec
 
 logger = logging.getLogger(__name__)
+_DISK_SECONDS = 2.0
 
 ACTOR_CODES = {"none": -1, "policy": 0, "human": 1}
 """Code of who wrote the executed action; -1 where nobody did and the robot braked or held."""
@@ -88,14 +91,34 @@ class Recorder:
         append = (root / "meta" / "info.json").exists()
         self.root, self.dropped, self.written, self.episodes = root, 0, 0, 0
         self.failure: Exception | None = None
+        self.active = True
+        """Whether executed steps are recorded now; see `start` and `pause`."""
+        self.free_bytes = 0
+        """Space left on the disk, as of the last look."""
+        self._look_at_disk()
         self._writer = EpisodeWriter(root, spec, task=task, extras=recorded_extras(spec), append=append)
+        # The disk is asked in this thread and never in the control loop, which a network disk could hold up.
         self._queue: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._thread.start()
 
     def add(self, step: ExecutedStep) -> None:
-        """Queue one step; never blocks."""
-        self._put("step", step)
+        """Queue one step, unless recording is paused; never blocks."""
+        if self.active:
+            self._put("step", step)
+
+    def start(self) -> None:
+        """Record again, a new episode."""
+        self.active = True
+
+    def pause(self) -> None:
+        """Save the present episode, with no verdict, and record no more until `start`."""
+        self.active = False
+        self.end_episode()
+
+    def discard(self) -> None:
+        """Forget the steps since the last episode."""
+        self._put("discard", None)
 
     def end_episode(self, success: bool | None = None) -> None:
         """Save what was added since the last episode, with the operator's or the task's verdict."""
@@ -122,16 +145,38 @@ class Recorder:
             "failure": failure,
         }
 
+    def status(self) -> dict[str, Any]:
+        """Return what an operator must know, for the status."""
+        known = self.to_json()
+        return {**known, "active": self.active and self.failure is None, "free_bytes": self.free_bytes}
+
     def _put(self, kind: str, value: Any) -> None:
         try:
             self._queue.put_nowait((kind, value))
         except queue.Full:
             self.dropped += kind == "step"
+            if kind != "step":
+                logger.error("recorder: '%s' came while the disk was too slow, and is lost", kind)
+
+    def _next(self) -> tuple[str, Any]:
+        """Return what is next in the queue, and look at the disk every now and then."""
+        while True:
+            if time.monotonic() >= self._next_look:
+                self._look_at_disk()
+            try:
+                return self._queue.get(timeout=_DISK_SECONDS)
+            except queue.Empty:
+                continue
+
+    def _look_at_disk(self) -> None:
+        self._next_look = time.monotonic() + _DISK_SECONDS
+        place = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
+        self.free_bytes = shutil.disk_usage(place).free
 
     def _run(self) -> None:
         pending = 0
         while True:
-            kind, value = self._queue.get()
+            kind, value = self._next()
             if kind == "close":
                 break
             if self.failure is not None:
@@ -142,6 +187,10 @@ class Recorder:
                     self._write(value)
                     pending += 1
                     self.written += 1
+                elif kind == "discard":
+                    self._writer.discard_episode()
+                    self.written -= pending
+                    pending = 0
                 elif pending:
                     self._writer.save_episode(success=value)
                     self.episodes += 1

@@ -33,7 +33,8 @@ class Targets:
         """(A,) bool: elements that are rates and rest at zero."""
         self._arbiter, self._playback, self._operator, self._safety = arbiter, playback, operator, safety
         self._dt, self._timeout = safety.dt, config.operator_timeout
-        self._scale = config.human_speed * np.asarray(robot.limits.velocity, float) * safety.dt
+        self.speed = np.where(self.resting, 0.0, config.human_speed * np.asarray(robot.limits.velocity, float))
+        """(A,) speed of a full operator deflection, in the action's units per second; zero for rates."""
         self._rate = config.human_speed * np.maximum(np.abs(robot.limits.low), np.abs(robot.limits.high))
 
     def begin_blend(self) -> None:
@@ -61,5 +62,5 @@ class Targets:
         """Return the operator's command (A,): the last one, moved at the wished speed within the acceleration limit."""
         motion = self._operator.motion(self._timeout)
         step, change = self._safety.step, self._safety.largest_change
-        wish = np.minimum(np.maximum(motion * self._scale, step - change), step + change)
+        wish = np.minimum(np.maximum(motion * self.speed * self._dt, step - change), step + change)
         return np.where(self.resting, motion * self._rate, self._safety.command + wish)

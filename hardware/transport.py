@@ -19,7 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from robot_rl.core.policy import ActionChunk
 from robot_rl.core.robot import StampedObservation
@@ -50,6 +50,14 @@ class ExecutorStatus:
     loop: dict[str, float] = field(default_factory=dict)
     """Loop statistics: ``rate_hz``, ``lateness_p50_ms``, ``lateness_p99_ms``, ``lateness_max_ms``, ``missed_ticks``,
     ``latency_p50_ms``, ``latency_p99_ms`` (observation to command)."""
+    command: list[float] = field(default_factory=list)
+    """(A,) the newest command, in the action's units."""
+    measured: list[float] = field(default_factory=list)
+    """(A,) the command that would hold the robot where it is; empty where it does not say."""
+    speed: list[float] = field(default_factory=list)
+    """(A,) speed of a full operator deflection, in the action's units per second; zero for elements that are rates."""
+    recording: dict[str, Any] = field(default_factory=dict)
+    """Recording as `hardware.recorder.Recorder.status` says; empty where nothing is recorded."""
 
 
 @runtime_checkable

@@ -283,7 +283,8 @@ def to_joy(reading: OperatorInput) -> Joy:
 
     buttons = [int(reading.enabled)] + [int(event in reading.events) for event in _EVENTS]
     axes = array.array("f", np.asarray(reading.motion, np.float32).tobytes())
-    return Joy(header=to_header(reading.stamp, reading.seq), axes=axes, buttons=array.array("i", buttons))
+    header = to_header(reading.stamp, reading.seq, reading.source)
+    return Joy(header=header, axes=axes, buttons=array.array("i", buttons))
 
 
 def from_joy(message: Joy) -> OperatorInput:
@@ -293,7 +294,8 @@ def from_joy(message: Joy) -> OperatorInput:
     stamp, seq = from_header(message.header)
     events = tuple(event for event, pressed in zip(_EVENTS, message.buttons[1:], strict=True) if pressed)
     motion = np.frombuffer(message.axes, np.float32).copy()
-    return OperatorInput(stamp, seq, bool(message.buttons[0]), motion, events)
+    source, _, _ = message.header.frame_id.rpartition("#")
+    return OperatorInput(stamp, seq, bool(message.buttons[0]), motion, events, source)
 
 
 def to_bool(pressed: bool) -> Bool:

@@ -274,7 +274,7 @@ class RosOperatorLink:
         self._announced = threading.Event()
         self._pressed = False
         self._reset_due: float | None = None
-        self._newest = -math.inf
+        self._newest: dict[str, float] = {}
         self._publish_operator = self.endpoint.publisher(Joy, OPERATOR, quality(64))
         self._publish_estop = self.endpoint.publisher(Bool, ESTOP, quality(1, latched=True))
         self.endpoint.subscribe(DiagnosticArray, STATUS, self._on_status, quality(16))
@@ -298,9 +298,10 @@ class RosOperatorLink:
         The receiver stamps readings when they arrive, so one that is not newer than the last (a device that was lost)
         is not sent unless it asks for something: silence is what the executor recognises as a lost operator.
         """
-        if reading.stamp <= self._newest and not reading.events and self._reset_due is None:
+        newest = self._newest.get(reading.source, -math.inf)
+        if reading.stamp <= newest and not reading.events and self._reset_due is None:
             return
-        self._newest = max(self._newest, reading.stamp)
+        self._newest[reading.source] = max(newest, reading.stamp)
         events = list(reading.events)
         if OperatorEvent.EMERGENCY_STOP in events:
             self.set_estop(True)

@@ -20,6 +20,12 @@ class OperatorEvent(str, Enum):
     ENABLE = "enable"
     SUCCESS = "success"
     FAILURE = "failure"
+    RECORD_START = "record_start"
+    """Record what is executed from now on."""
+    RECORD_STOP = "record_stop"
+    """Save the present episode and record no more."""
+    RECORD_DISCARD = "record_discard"
+    """Forget the present episode."""
 
 
 @dataclass
@@ -36,6 +42,8 @@ class OperatorInput:
     """(A,) velocity wish in [-1, 1] per action element; zeros when neutral."""
     events: tuple[OperatorEvent, ...] = ()
     """What was asked for since the last reading."""
+    source: str = ""
+    """Name of the device, where an operator has several: the one that drives is the one whose loss counts."""
 
 
 @runtime_checkable

@@ -152,7 +152,7 @@ def test_a_broken_device_counts_as_a_lost_operator(caplog):
             raise OSError("unplugged")
 
     rig = Rig()
-    rig.executor.operator._teleop = Broken()
+    rig.executor.operator._devices = [Broken()]
     rig.start()
     rig.tick(count=10)
     assert rig.mode == "auto"

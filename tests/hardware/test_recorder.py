@@ -110,3 +110,28 @@ def test_a_second_run_continues_the_recording(tmp_path):
             recorder.add(executed(spec))
         recorder.close()
     assert open_dataset(tmp_path / "twice").num_episodes == 2
+
+
+def test_the_operator_stops_starts_and_discards_the_recording(tmp_path):
+    from robot_rl.data.dataset import open_dataset
+
+    rig = Rig()
+    recorder = Recorder(tmp_path / "run", rig.plain.spec)
+    rig.executor = Executor(rig.robot, rig.transport.executor, rig.executor.config, recorder=recorder, clock=rig.clock)
+    rig.executor.connect()
+    rig.start()
+    rig.tick(count=20)  # four steps, which are not wanted
+    rig.tick(OperatorEvent.RECORD_DISCARD, count=20)
+    assert rig.executor.status(0.0).recording["active"]
+    rig.tick(OperatorEvent.RECORD_STOP, count=20)
+    assert not rig.executor.status(0.0).recording["active"]
+    rig.tick(OperatorEvent.RECORD_START, count=10)
+    rig.tick(OperatorEvent.FAILURE)
+    recorder.close()
+    known = recorder.status()
+    assert known["free_bytes"] > 0
+    dataset = open_dataset(tmp_path / "run")
+    lengths = [dataset.load().episode(k) for k in range(dataset.num_episodes)]
+    lengths = [one.stop - one.start for one in lengths]
+    assert (known["episodes"], known["steps"]) == (2, sum(lengths))
+    assert lengths == [4, 2], "neither what was discarded nor what was executed in between"

@@ -1,0 +1,75 @@
+"""Several operator devices: the one that drives keeps its place, and only its own heartbeat counts."""
+
+import numpy as np
+from deployment_rig import Rig
+
+from hardware.operator import OperatorInbox
+from hardware.transport import InProcessTransport
+from robot_rl.core.teleop import OperatorEvent, OperatorInput
+
+
+class Device:
+    """Says what it is told to say; ``stamp`` None is a sign of life at every poll."""
+
+    def __init__(self, source, clock):
+        self.source, self.clock = source, clock
+        self.motion, self.stamp, self.events = np.zeros(3), None, ()
+
+    def poll(self):
+        events, self.events = self.events, ()
+        stamp = self.clock() if self.stamp is None else self.stamp
+        return OperatorInput(stamp, 0, bool(self.motion.any()), self.motion, events, self.source)
+
+
+def rig_with(*sources):
+    rig = Rig()
+    rig.operator_alive = False
+    devices = [Device(source, rig.clock) for source in sources]
+    rig.executor.operator._devices = devices
+    devices[0].events = (OperatorEvent.ENABLE,)
+    rig.tick()
+    assert rig.mode == "auto"
+    return rig, *devices
+
+
+def test_the_loss_of_the_device_that_drives_counts_though_another_one_is_alive():
+    rig, keyboard, console = rig_with("", "console")
+    console.motion = np.array([1.0, 0, 0])
+    rig.tick()
+    assert (rig.mode, rig.reason) == ("human", "operator_motion")
+    console.stamp = rig.clock()
+    rig.tick(count=24)
+    assert rig.mode == "human"
+    rig.tick(count=3)
+    assert (rig.mode, rig.reason) == ("hold", "operator_lost")
+    keyboard.events = (OperatorEvent.TAKE_OVER,)
+    rig.tick()
+    assert rig.mode == "human"
+    rig.tick(count=100)
+    assert rig.mode == "human", "now the keyboard drives, and it is alive"
+
+
+def test_nobody_drives_beside_the_one_who_holds():
+    rig, keyboard, console = rig_with("", "console")
+    console.motion = np.array([1.0, 0, 0])
+    rig.tick()
+    keyboard.motion = np.array([-1.0, 0, 0])
+    keyboard.events = (OperatorEvent.TAKE_OVER,)
+    rig.tick()
+    assert rig.executor.operator.reading.source == "console"
+    np.testing.assert_array_equal(rig.executor.operator.motion(1.0), [1, 0, 0])
+    console.motion = np.zeros(3)
+    rig.tick(count=2)
+    assert rig.executor.operator.reading.source == ""
+
+
+def test_a_take_over_counts_though_a_quiet_reading_followed_it():
+    transport = InProcessTransport(quiet=True)
+    inbox = OperatorInbox(transport.executor, None, 3, lambda: 1.0)
+    quiet = np.zeros(3)
+    transport.send_operator(OperatorInput(1.0, 0, False, quiet))
+    inbox.poll()
+    transport.send_operator(OperatorInput(1.0, 1, False, quiet, (OperatorEvent.TAKE_OVER,), "console"))
+    transport.send_operator(OperatorInput(1.0, 2, False, quiet, (), "console"))
+    assert inbox.poll()[0] == (OperatorEvent.TAKE_OVER,)
+    assert inbox.reading.source == "console"
