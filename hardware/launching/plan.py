@@ -1,0 +1,440 @@
+"""Turns the entities of a launch file into processes to start: arguments, scopes, namespaces, parameters, remappings.
+
+The command line of a node is the one that ROS 2's own launcher builds:
+
+    <prefix>/lib/<pkg>/<exec> <args> --ros-args <ros_args> -r __node:=<name> -r __ns:=<namespace>
+        -p <set_parameter> … --params-file <file> … --params-file <file of one inline parameter> … -r <from>:=<to> …
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from hardware.launching.document import Entity, load, walk
+from hardware.launching.substitution import Text, condition, package_prefix, yaml_value
+from robot_rl.core.errors import ConfigError, RobotRLError, UnknownNameError
+
+_DEEPEST_INCLUDE = 20
+OUTPUTS = ("screen", "log", "both", "own_log", "full")
+"""Values of ``output``: in all but ``log`` and ``own_log`` what a process prints goes to the terminal."""
+
+
+class LocatedError(ConfigError):
+    """An error that names the file and the line that it comes from."""
+
+
+@dataclass
+class Scope:
+    """What holds at one place of a launch file."""
+
+    variables: dict[str, str]
+    """Arguments and ``let``, by name."""
+    environment: dict[str, str]
+    """Environment of the processes."""
+    directory: Path
+    """Directory of the launch file."""
+    namespace: str = ""
+    """What ``push_ros_namespace`` set."""
+    parameters: tuple[tuple[str, Any], ...] = ()
+    """What ``set_parameter`` set: names and values, for every node."""
+    remaps: tuple[tuple[str, str], ...] = ()
+    """What ``set_remap`` set."""
+    depth: int = 0
+    """How many files include this one."""
+
+    def inner(self) -> Scope:
+        """Return a copy that can be changed without changing this one."""
+        return replace(self, variables=dict(self.variables), environment=dict(self.environment))
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process to start, and what to do when it ends."""
+
+    name: str
+    """How it is called in the output."""
+    words: tuple[str, ...]
+    """Command line up to the parameters."""
+    environment: Mapping[str, str]
+    """Its whole environment."""
+    where: str
+    """File and line of the entity."""
+    parameters: tuple[Path | Mapping[str, Any], ...] = ()
+    """Parameter files, and inline parameters as the content of such a file, in order: the last one wins."""
+    remaps: tuple[tuple[str, str], ...] = ()
+    """Remappings (from, to)."""
+    cwd: Path | None = None
+    """Working directory, by default that of the launcher."""
+    output: str = "log"
+    """Where its output goes, one of `OUTPUTS`."""
+    respawn: bool = False
+    """Whether it is started again when it ends."""
+    respawn_delay: float = 0.0
+    """Seconds before that."""
+    respawn_max_retries: int = -1
+    """How often at most; below 0 always."""
+    required: bool = False
+    """Whether its end ends everything (``on_exit: shutdown``)."""
+    sigterm_timeout: float = 5.0
+    """Seconds between SIGINT and SIGTERM when it is ended."""
+    sigkill_timeout: float = 5.0
+    """Seconds between SIGTERM and SIGKILL."""
+
+    def command(self, write: Callable[[Mapping[str, Any]], Path]) -> list[str]:
+        """Return the command line; ``write`` puts inline parameters into a file and returns its path."""
+        words = list(self.words)
+        for one in self.parameters:
+            words += ["--params-file", str(one if isinstance(one, Path) else write(one))]
+        for source, target in self.remaps:
+            words += ["-r", f"{source}:={target}"]
+        return words
+
+
+@dataclass(frozen=True)
+class Message:
+    """A line to show."""
+
+    text: str
+    """The line."""
+    level: str = "INFO"
+    """``DEBUG``, ``INFO``, ``WARNING`` or ``ERROR``."""
+
+
+@dataclass(frozen=True)
+class Shutdown:
+    """Everything is to end."""
+
+    reason: str
+    """Why."""
+
+
+@dataclass(frozen=True)
+class Later:
+    """Actions that begin after a while."""
+
+    seconds: float
+    """How long after this place was reached."""
+    actions: Callable[[], Iterator[Action]]
+    """Gives them."""
+
+
+Action = Process | Message | Shutdown | Later
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument that a launch file declares."""
+
+    name: str
+    default: str | None
+    """As written in the file; None if it must be given."""
+    description: str
+    choices: tuple[str, ...]
+    where: str
+
+
+@dataclass
+class LaunchFile:
+    """A launch file that was read, with all that it includes where their names are known beforehand."""
+
+    path: Path
+    entities: tuple[Entity, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.path = Path(self.path).resolve()
+        self.entities = load(self.path)
+
+    def arguments(self) -> list[Argument]:
+        """Return the arguments that this file declares, not those of files that it includes."""
+        found = []
+        for entity in walk(self.entities):
+            if entity.tag == "arg":
+                given = entity.attributes
+                default = given.get("default")
+                choices = tuple(one["value"] for one in given.get("choice", ()))
+                text = None if default is None else _source(default)
+                found.append(Argument(given["name"], text, given.get("description", ""), choices, entity.where))
+        return found
+
+    def actions(self, given: Mapping[str, str], environment: Mapping[str, str]) -> Iterator[Action]:
+        """Yield what is to be done, in order.
+
+        Args:
+            given: values of arguments.
+            environment: environment of the processes, as far as the file does not change it.
+
+        Raises:
+            UnknownNameError: the file has no such argument.
+            ConfigError: an argument is missing, or something that a substitution names does not exist; with file and
+                line.
+        """
+        known = [one.name for one in self.arguments()]
+        for name in given:
+            if name not in known:
+                raise UnknownNameError(f"argument of {self.path.name}", name, known)
+        scope = Scope(dict(given), dict(environment), self.path.parent)
+        return _visit(self.entities, scope)
+
+
+def parse_arguments(texts: Sequence[str]) -> dict[str, str]:
+    """Return ``("name:=value", …)`` as a mapping; raises `ConfigError` for any other form."""
+    found = {}
+    for text in texts:
+        name, mark, value = text.partition(":=")
+        if not mark or not name:
+            raise ConfigError(f"argument '{text}' is not of the form name:=value")
+        found[name] = value
+    return found
+
+
+def _source(text: Text) -> str:
+    """Return a parsed text as it may have been written, to be shown."""
+    shown = ""
+    for part in text.parts:
+        if isinstance(part, str):
+            shown += part
+        else:
+            shown += f"$({' '.join([part.name, *map(_source, part.arguments)])})"
+    return shown
+
+
+def _visit(entities: Sequence[Entity], scope: Scope) -> Iterator[Action]:
+    for entity in entities:
+        yield from _act(entity, scope)
+
+
+def _act(entity: Entity, scope: Scope) -> Iterator[Action]:
+    try:
+        if _holds(entity, scope):
+            yield from _ACTIONS[entity.tag](entity, scope)
+    except LocatedError:
+        raise
+    except RobotRLError as error:
+        raise LocatedError(f"{entity.where}: {error}") from error
+
+
+def _holds(entity: Entity, scope: Scope) -> bool:
+    given = entity.attributes
+    return ("if" not in given or condition(given["if"].resolve(scope))) and not (
+        "unless" in given and condition(given["unless"].resolve(scope))
+    )
+
+
+# ---- what each tag does ---------------------------------------------------------------------------------------------
+
+
+def _arg(entity: Entity, scope: Scope) -> Iterator[Action]:
+    name, default = entity.attributes["name"], entity.attributes.get("default")
+    if name not in scope.variables:
+        if default is None:
+            text = entity.attributes.get("description", "")
+            raise ConfigError(f"argument '{name}' is missing: {name}:=… {f'({text})' if text else ''}".rstrip())
+        scope.variables[name] = default.resolve(scope)
+    choices = [one["value"] for one in entity.attributes.get("choice", ())]
+    if choices and scope.variables[name] not in choices:
+        raise UnknownNameError(f"value of the argument '{name}'", scope.variables[name], choices)
+    yield from ()
+
+
+def _let(entity: Entity, scope: Scope) -> Iterator[Action]:
+    scope.variables[entity.attributes["name"].resolve(scope)] = entity.attributes["value"].resolve(scope)
+    yield from ()
+
+
+def _set_env(entity: Entity, scope: Scope) -> Iterator[Action]:
+    scope.environment[entity.attributes["name"].resolve(scope)] = entity.attributes["value"].resolve(scope)
+    yield from ()
+
+
+def _unset_env(entity: Entity, scope: Scope) -> Iterator[Action]:
+    scope.environment.pop(entity.attributes["name"].resolve(scope), None)
+    yield from ()
+
+
+def _group(entity: Entity, scope: Scope) -> Iterator[Action]:
+    yield from _visit(entity.children, scope.inner() if entity.attributes.get("scoped", True) else scope)
+
+
+def _push_ros_namespace(entity: Entity, scope: Scope) -> Iterator[Action]:
+    scope.namespace = _joined(scope.namespace, entity.attributes["namespace"].resolve(scope))
+    yield from ()
+
+
+def _set_parameter(entity: Entity, scope: Scope) -> Iterator[Action]:
+    name, value = entity.attributes["name"].resolve(scope), entity.attributes["value"]
+    # Unlike a node's own parameters, text without substitutions follows the rules of YAML here.
+    found = yaml_value(value.resolve(scope)) if isinstance(value, Text) else _parameter(value, scope)
+    scope.parameters = (*scope.parameters, (name, found))
+    yield from ()
+
+
+def _set_use_sim_time(entity: Entity, scope: Scope) -> Iterator[Action]:
+    scope.parameters = (*scope.parameters, ("use_sim_time", _flag(entity.attributes["value"], scope)))
+    yield from ()
+
+
+def _set_remap(entity: Entity, scope: Scope) -> Iterator[Action]:
+    scope.remaps = (*scope.remaps, _pair(entity.attributes, scope))
+    yield from ()
+
+
+def _log(entity: Entity, scope: Scope) -> Iterator[Action]:
+    yield Message(entity.attributes["message"].resolve(scope), entity.attributes.get("level", "INFO"))
+
+
+def _shutdown(entity: Entity, scope: Scope) -> Iterator[Action]:
+    reason = entity.attributes.get("reason")
+    yield Shutdown(reason.resolve(scope) if reason else f"asked for at {entity.where}")
+
+
+def _timer(entity: Entity, scope: Scope) -> Iterator[Action]:
+    period = entity.attributes["period"]
+    if isinstance(period, Text):
+        text = period.resolve(scope)
+        try:
+            period = float(text)
+        except ValueError:
+            raise ConfigError(f"'period' is '{text}', expected seconds") from None
+    yield Later(max(0.0, period), lambda: _visit(entity.children, scope))
+
+
+def _include(entity: Entity, scope: Scope) -> Iterator[Action]:
+    path = Path(entity.attributes["file"].resolve(scope))
+    if scope.depth >= _DEEPEST_INCLUDE:
+        raise ConfigError(f"more than {_DEEPEST_INCLUDE} files include each other; does {path.name} include itself?")
+    file = LaunchFile(path if path.is_absolute() else scope.directory / path)
+    known = [one.name for one in file.arguments()]
+    for one in entity.attributes.get("arg", ()):
+        name = one["name"].resolve(scope)
+        if name not in known:
+            raise UnknownNameError(f"argument of {path.name}", name, known)
+        scope.variables[name] = one["value"].resolve(scope)
+    # An include is no scope of its own in ROS 2 either: what it sets stays, a group keeps it in.
+    within = replace(scope, directory=file.path.parent, depth=scope.depth + 1)
+    yield from _visit(file.entities, within)
+    scope.namespace, scope.parameters, scope.remaps = within.namespace, within.parameters, within.remaps
+
+
+def _executable(entity: Entity, scope: Scope) -> Iterator[Action]:
+    given = entity.attributes
+    words = given["cmd"].split(scope) + (given["args"].split(scope) if "args" in given else [])
+    if not words:
+        raise ConfigError("'cmd' is empty")
+    name = given["name"].resolve(scope) if "name" in given else Path(words[0]).name
+    yield Process(name, tuple(words), **_process(entity, scope))
+
+
+def _node(entity: Entity, scope: Scope) -> Iterator[Action]:
+    given = entity.attributes
+    package, executable = given["pkg"].resolve(scope), given["exec"].resolve(scope)
+    path = package_prefix(package, scope.environment) / "lib" / package / executable
+    if not path.is_file():
+        there = sorted(one.name for one in path.parent.glob("*")) if path.parent.is_dir() else []
+        raise UnknownNameError(f"executable of the package '{package}'", executable, there)
+    name = given["name"].resolve(scope) if "name" in given else ""
+    namespace = given["namespace"].resolve(scope) if "namespace" in given else None
+    words = [str(path)]
+    for attribute, marks in (("args", []), ("ros_args", ["--ros-args"])):
+        if attribute in given:
+            words += [*marks, *given[attribute].split(scope)]
+    words.append("--ros-args")
+    if name:
+        words += ["-r", f"__node:={name}"]
+    joined = _joined(scope.namespace, namespace or "")
+    absolute = joined if joined.startswith("/") else f"/{joined}"
+    if namespace is not None or scope.namespace:
+        words += ["-r", f"__ns:={absolute}"]
+    for parameter, value in scope.parameters:
+        words += ["-p", f"{parameter}:={value}"]
+    target = f"{absolute.rstrip('/')}/{name}" if name and (namespace is not None or scope.namespace) else "/**"
+    yield Process(
+        name or executable,
+        tuple(words),
+        parameters=tuple(_parameters(given.get("param", ()), target, scope)),
+        remaps=(*scope.remaps, *(_pair(one, scope) for one in given.get("remap", ()))),
+        **_process(entity, scope),
+    )
+
+
+def _parameters(given: Sequence[Mapping[str, Any]], node: str, scope: Scope) -> Iterator[Path | Mapping[str, Any]]:
+    for one in given:
+        if "from" in one:
+            path = Path(one["from"].resolve(scope))
+            if not path.is_file():
+                raise ConfigError(f"parameter file '{path}' does not exist")
+            yield path
+            continue
+        text = one["value"]
+        value = text.resolve(scope) if "type" in one else _parameter(text, scope)
+        yield {node: {"ros__parameters": {one["name"].resolve(scope): value}}}
+
+
+def _parameter(value: Any, scope: Scope) -> Any:
+    """Return a parameter's value: plain text stays text, and what holds substitutions follows the rules of YAML."""
+    if isinstance(value, Text):
+        text = value.resolve(scope)
+        return text if value.plain else yaml_value(text)
+    if isinstance(value, list):
+        found = [one.resolve(scope) if isinstance(one, Text) and one.plain else _parameter(one, scope) for one in value]
+        if len({type(one) for one in found}) > 1:
+            raise ConfigError(f"a list of parameters mixes kinds: {found}")
+        return found
+    return value
+
+
+def _process(entity: Entity, scope: Scope) -> dict[str, Any]:
+    """Return what nodes and executables share."""
+    given = entity.attributes
+    output = given["output"].resolve(scope) if "output" in given else "log"
+    if output not in OUTPUTS:
+        raise UnknownNameError("output", output, OUTPUTS)
+    environment = dict(scope.environment)
+    for one in given.get("env", ()):
+        environment[one["name"].resolve(scope)] = one["value"].resolve(scope)
+    plain = ("respawn_delay", "respawn_max_retries", "sigkill_timeout", "sigterm_timeout")
+    return {
+        "environment": environment,
+        "where": entity.where,
+        "cwd": Path(given["cwd"].resolve(scope)) if "cwd" in given else None,
+        "output": output,
+        "respawn": _flag(given.get("respawn", False), scope),
+        "required": given.get("on_exit") == "shutdown",
+        **{name: given[name] for name in plain if name in given},
+    }
+
+
+def _flag(value: bool | Text, scope: Scope) -> bool:
+    return value if isinstance(value, bool) else condition(value.resolve(scope))
+
+
+def _pair(given: Mapping[str, Text], scope: Scope) -> tuple[str, str]:
+    return given["from"].resolve(scope), given["to"].resolve(scope)
+
+
+def _joined(outer: str, inner: str) -> str:
+    """Return the namespace ``inner`` within ``outer``; one that begins with a slash stands by itself."""
+    if inner.startswith("/") or not outer:
+        return inner if inner == "/" else inner.rstrip("/")
+    return f"{outer.rstrip('/')}/{inner}".rstrip("/")
+
+
+_ACTIONS: dict[str, Callable[[Entity, Scope], Iterator[Action]]] = {
+    "arg": _arg,
+    "let": _let,
+    "set_env": _set_env,
+    "unset_env": _unset_env,
+    "group": _group,
+    "push_ros_namespace": _push_ros_namespace,
+    "node": _node,
+    "executable": _executable,
+    "include": _include,
+    "timer": _timer,
+    "log": _log,
+    "shutdown": _shutdown,
+    "set_parameter": _set_parameter,
+    "set_remap": _set_remap,
+    "set_use_sim_time": _set_use_sim_time,
+}
