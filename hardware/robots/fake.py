@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -73,6 +74,7 @@ class FakeRobot:
     def command(self, action: np.ndarray) -> np.ndarray:
         """Go to ``action`` (A,) at once."""
         self._require()
+        self.spec.action.validate(np.asarray(action), "command")
         self._position = np.clip(np.asarray(action, float), self.limits.low, self.limits.high)
         self.commands.append(self._position.copy())
         self.commanded_after.append(self._seq)
@@ -109,6 +111,10 @@ class Faults:
 
     delay: int = 0
     """Observations by which measurements lag."""
+    delay_seconds: float = 0.0
+    """Seconds by which measurements lag."""
+    drop: float = 0.0
+    """Share of the measurements that are lost; the one before stands in."""
     drop_commands: bool = False
     """Commands are accepted and lost."""
     freeze: bool = False
@@ -117,24 +123,37 @@ class Faults:
     """Only the cameras and their stamps stand still."""
     not_a_number: bool = False
     """Measurements are NaN."""
+    jump: float = 0.0
+    """Added to whatever is measured, in its own unit, from one measurement to the next."""
     disconnected: bool = False
     """Every call raises `HardwareError`."""
     stuck: bool = False
     """The robot reports that it stays where it was when it got stuck."""
+    stuck_joint: int | None = None
+    """Index of the element of the command that is blocked: it stays where it was, and the others move."""
     deaf: bool = False
     """Stops are not confirmed."""
 
 
 class FaultyRobot:
-    """Wraps any robot and injects `faults`."""
+    """Wraps any robot and injects `faults`; what a robot has beyond the contract is the wrapped one's."""
 
-    def __init__(self, robot: Robot) -> None:
+    def __init__(self, robot: Robot, *, seed: int = 0) -> None:
+        """Wrap ``robot``; ``seed`` decides which measurements `Faults.drop` loses."""
         self.robot, self.spec, self.limits = robot, robot.spec, robot.limits
         self.accepts_replacement = getattr(robot, "accepts_replacement", False)
         self.faults = Faults()
+        self._random = np.random.default_rng(seed)
         self._last: StampedObservation | None = None
-        self._queue: deque[StampedObservation] = deque(maxlen=100)
+        self._queue: deque[StampedObservation] = deque(maxlen=1000)
         self._place: np.ndarray | None = None
+        self._blocked: float | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what only the robot behind has (``epoch``, ``outcomes``)."""
+        if name.startswith("__") or name == "robot":
+            raise AttributeError(name)
+        return getattr(self.robot, name)
 
     def connect(self) -> None:
         """Connect the robot behind."""
@@ -143,18 +162,16 @@ class FaultyRobot:
     def observe(self) -> StampedObservation:
         """Return the measurement, or what the faults make of it."""
         self._fail()
-        if self.faults.freeze and self._last is not None:
+        if self._last is not None and (self.faults.freeze or self._random.random() < self.faults.drop):
             return self._last
-        found = self.robot.observe()
-        self._queue.append(found)
-        if self.faults.delay:
-            found = self._queue[max(0, len(self._queue) - 1 - self.faults.delay)]
+        found = self._delayed(self.robot.observe())
         if self.faults.freeze_cameras and self._last is not None:
             old = self._last
             found = replace(found, stamps=old.stamps, values={**found.values, **{k: old.values[k] for k in old.stamps}})
-        if self.faults.not_a_number:
-            wrong = {k: v if v.dtype.kind != "f" else np.full_like(v, np.nan) for k, v in found.values.items()}
-            found = replace(found, values=wrong)
+        if self.faults.not_a_number or self.faults.jump:
+            wrong = np.nan if self.faults.not_a_number else self.faults.jump
+            values = {k: v + v.dtype.type(wrong) if v.dtype.kind == "f" else v for k, v in found.values.items()}
+            found = replace(found, values=values)
         self._last = found
         return found
 
@@ -165,12 +182,23 @@ class FaultyRobot:
         if not self.faults.stuck:
             self._place = place
         assert self._place is not None
-        return np.full_like(place, np.nan) if self.faults.not_a_number else self._place.copy()
+        return self._place + (np.nan if self.faults.not_a_number else self.faults.jump)
 
     def command(self, action: np.ndarray) -> np.ndarray:
-        """Pass the command on, unless it is lost."""
+        """Pass the command on, unless it or an element of it is lost."""
         self._fail()
-        return action if self.faults.drop_commands else self.robot.command(action)
+        if self.faults.drop_commands:
+            return action
+        joint = self.faults.stuck_joint
+        if joint is None:
+            self._blocked = None
+            return self.robot.command(action)
+        if self._blocked is None:
+            self._blocked = float(self.robot.hold_command()[joint])
+        blocked = np.array(action, float)
+        blocked[joint] = self._blocked
+        self.robot.command(blocked)
+        return action
 
     def stop(self, kind: StopKind = StopKind.CONTROLLED) -> bool:
         """Pass the stop on, unless the robot is deaf."""
@@ -184,6 +212,15 @@ class FaultyRobot:
     def disconnect(self) -> None:
         """Disconnect the robot behind."""
         self.robot.disconnect()
+
+    def _delayed(self, newest: StampedObservation) -> StampedObservation:
+        """Return the measurement that is old enough for the present delay, or the oldest there is."""
+        self._queue.append(newest)
+        lag = min(self.faults.delay, len(self._queue) - 1)
+        if self.faults.delay_seconds:
+            due = newest.stamp - self.faults.delay_seconds
+            return next((one for one in reversed(self._queue) if one.stamp <= due), self._queue[0])
+        return self._queue[len(self._queue) - 1 - lag]
 
     def _fail(self) -> None:
         if self.faults.disconnected:

@@ -1,0 +1,117 @@
+"""Every driver keeps one contract, on the emulator of its robot; and what a robot does wrong comes through as such."""
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+from driver_benches import BENCHES
+
+from hardware.robots.fake import FakeRobot, FaultyRobot
+from hardware.robots.sim import SimRobot
+from robot_rl.core.errors import HardwareError
+from robot_rl.core.robot import RobotState, StopKind
+from robot_rl.core.robot_testing import check_robot, fails_within, refusal
+
+
+@pytest.fixture(params=BENCHES)
+def bench(request, tmp_path):
+    made = BENCHES[request.param](tmp_path)
+    yield made
+    made.close()
+
+
+def test_every_driver_keeps_the_contract_also_behind_the_wrapper_of_faults(bench):
+    check_robot(lambda: FaultyRobot(bench.robot))
+
+
+def test_simulated_robots_keep_the_contract():
+    check_robot(lambda: SimRobot("navigate"))
+
+
+def test_a_few_lost_exchanges_are_counted_and_forgiven(bench):
+    robot = bench.robot
+    robot.connect()
+    before = robot.observe().seq
+    bench.hiccup(3)
+    deadline = time.monotonic() + 3.0
+    while robot.observe().seq < before + 5:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert robot.state() is RobotState.READY
+    if hasattr(robot, "failures"):
+        assert robot.failures >= 1, "the lost exchanges were counted"
+    assert robot.stop()
+
+
+def test_a_robot_that_falls_silent_is_a_fault_that_says_why_and_never_confirms_a_stop(bench):
+    robot = bench.robot
+    robot.connect()
+    hold = robot.hold_command()
+    bench.silence()
+    error = fails_within(robot, 3.0)
+    assert len(str(error)) > 20
+    assert "\n" not in str(error)
+    assert refusal(lambda: robot.command(hold))
+    assert refusal(lambda: robot.stop(StopKind.CONTROLLED)) or robot.stop(StopKind.CONTROLLED) is False
+
+
+FAULTS = {
+    "delay": {"delay": 3},
+    "delay_seconds": {"delay_seconds": 0.3},
+    "drop": {"drop": 0.5},
+    "freeze": {"freeze": True},
+    "not_a_number": {"not_a_number": True},
+    "jump": {"jump": 0.5},
+    "disconnected": {"disconnected": True},
+    "deaf": {"deaf": True},
+}
+
+
+def test_every_fault_that_is_injected_shows_and_leaves_with_it(bench):
+    robot = FaultyRobot(bench.robot)
+    bench.robot.connect()
+    for _ in range(30):
+        robot.observe()
+        time.sleep(0.012)
+    for name, settings in FAULTS.items():
+        clean = robot.observe()
+        place = robot.hold_command()
+        for key, value in settings.items():
+            setattr(robot.faults, key, value)
+        time.sleep(0.03)
+        if name == "disconnected":
+            with pytest.raises(HardwareError, match="injected"):
+                robot.observe()
+        elif name == "deaf":
+            assert robot.stop() is False
+        else:
+            seen = [robot.observe() for _ in range(20) if time.sleep(0.012) is None]
+            key = next(k for k, v in clean.values.items() if v.dtype.kind == "f")
+            if name == "freeze":
+                assert {one.seq for one in seen} == {clean.seq}
+            elif name == "drop":
+                assert any(a.seq == b.seq for a, b in itertools.pairwise(seen))
+            elif name == "delay_seconds":
+                assert seen[-1].age(time.monotonic()) >= 0.3
+            elif name == "delay":
+                assert seen[-1].seq <= bench.robot.observe().seq - 2
+            elif name == "not_a_number":
+                assert np.isnan(seen[-1].values[key]).all()
+                assert np.isnan(robot.hold_command()).all()
+            elif name == "jump":
+                assert np.allclose(seen[-1].values[key] - clean.values[key], 0.5, atol=0.05)
+                assert np.allclose(robot.hold_command() - place, 0.5, atol=0.05)
+        robot.faults = type(robot.faults)()
+
+
+def test_a_blocked_joint_stays_where_it_was_and_the_others_move():
+    robot = FaultyRobot(FakeRobot())
+    robot.connect()
+    robot.command(np.array([0.1, 0.2, 0.3]))
+    robot.faults.stuck_joint = 1
+    assert robot.command(np.full(3, 0.5)).tolist() == [0.5, 0.5, 0.5], "the driver does not know"
+    assert robot.hold_command().tolist() == [0.5, 0.2, 0.5]
+    robot.faults.stuck_joint = None
+    robot.command(np.full(3, 0.5))
+    assert robot.hold_command().tolist() == [0.5, 0.5, 0.5]
