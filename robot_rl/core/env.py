@@ -76,4 +76,5 @@ class Expert(Protocol):
 
 TaskFactory = Callable[..., VecEnv]
 """``make(num_envs, *, seed=0, threads=0, reward="sparse"|"shaped", **options) -> VecEnv``; an environment with an
-expert has ``make_expert(noise=1.0, seed=0) -> Expert``."""
+expert has ``make_expert(noise=1.0, seed=0) -> Expert``, and one that can tell how far a lane has got has
+``progress() -> (N,)`` in [0, 1]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from robot_rl.core.env import Observation
-from robot_rl.core.errors import ConfigError
+from robot_rl.core.errors import ConfigError, UnknownNameError
 from robot_rl.core.policy import Policy
 from robot_rl.core.spec import Spec
+from robot_rl.data.frames import parse_source
 from robot_rl.data.normalizer import Normalizer
 from robot_rl.nets.ensemble import EnsembleMLP
 
@@ -100,6 +102,9 @@ class GaussianConfig:
     """Highest action."""
     deterministic: bool = True
     """Act with the squashed mean; else sample."""
+    relative_to: str = ""
+    """Part of the newest observation that actions are offsets from, such as ``state[0:6]``; ``low`` and ``high`` then
+    bound the offsets. Empty for the actions themselves."""
 
 
 class GaussianPolicy(nn.Module):
@@ -116,6 +121,7 @@ class GaussianPolicy(nn.Module):
                 f"a Gaussian policy needs {spec.action.size} bounds, got {len(config.low)} and {len(config.high)}"
             )
         self.spec, self.config = spec, config
+        self._origin = _part(config.relative_to, spec) if config.relative_to else None
         self.obs_steps, self.horizon, self.execute_steps = config.obs_steps, config.horizon, config.horizon
         self.normalizer = Normalizer(spec)
         state_size = config.obs_steps * sum(array.size for array in spec.observation.values())
@@ -143,26 +149,54 @@ class GaussianPolicy(nn.Module):
         parts = [self.normalizer.normalize(key, history[key]).flatten(1) for key in self.spec.observation]
         return torch.cat(parts, dim=-1).clamp(-5, 5)
 
-    def unsquash(self, actions: Tensor) -> Tensor:
-        """Map (B, H * A) in [-1, 1] to chunks (B, H, A) in the units of the spec."""
-        chunks = actions.unflatten(-1, (self.horizon, -1))
-        return self.get_buffer("low") + (chunks + 1) / 2 * (self.get_buffer("high") - self.get_buffer("low"))
+    def origin(self, history: Mapping[str, Any]) -> Tensor | None:
+        """Return (B, 1, A) what actions planned from a history (each (B, T, …)) are offsets from; None for nothing."""
+        if self._origin is None:
+            return None
+        key, part = self._origin
+        newest = torch.as_tensor(history[key], dtype=torch.float32, device=self.get_buffer("low").device)[:, -1]
+        return newest[:, None, part]
 
-    def squash(self, chunks: Tensor) -> Tensor:
+    def unsquash(self, actions: Tensor, origin: Tensor | None = None) -> Tensor:
+        """Map (B, H * A) in [-1, 1] to chunks (B, H, A) in the units of the spec; ``origin`` is that of the history."""
+        chunks = actions.unflatten(-1, (self.horizon, -1))
+        chunks = self.get_buffer("low") + (chunks + 1) / 2 * (self.get_buffer("high") - self.get_buffer("low"))
+        return chunks if origin is None else chunks + origin
+
+    def squash(self, chunks: Tensor, origin: Tensor | None = None) -> Tensor:
         """Map chunks (B, H, A) in the units of the spec to (B, H * A) in [-1, 1]; the inverse of `unsquash`."""
         low, high = self.get_buffer("low"), self.get_buffer("high")
+        chunks = chunks if origin is None else chunks - origin
         return ((chunks - low) / (high - low) * 2 - 1).clamp(-1, 1).flatten(1)
+
+    def loss(self, batch: dict[str, Any], generator: torch.Generator | None = None) -> Tensor:
+        """Return the squared error (B,) of the squashed mean on windows (`robot_rl.data.windows.WindowSampler`)."""
+        observed = {key: value.float() for key, value in batch["observation"].items()}
+        wanted = self.squash(batch["action"], self.origin(observed))
+        return (self.actor.mode(self.features(observed)) - wanted).square().mean(-1)
 
     @torch.no_grad()
     def plan(self, history: Observation) -> np.ndarray:
         """Return chunks (B, H, A) in the units of the spec."""
         device = self.get_buffer("low").device
         state = self.features({k: torch.as_tensor(v, dtype=torch.float32, device=device) for k, v in history.items()})
+        origin = self.origin(history)
         if self.config.deterministic:
-            return self.unsquash(self.actor.mode(state)).cpu().numpy()
+            return self.unsquash(self.actor.mode(state), origin).cpu().numpy()
         eps = torch.randn(len(state), self.actor.action_size, generator=self._generator).to(device)
-        return self.unsquash(self.actor(state, eps)[0]).cpu().numpy()
+        return self.unsquash(self.actor(state, eps)[0], origin).cpu().numpy()
 
     def refine(self, history: Observation, actions: np.ndarray) -> np.ndarray:
         """Return ``actions`` unchanged."""
         return actions
+
+
+def _part(source: str, spec: Spec) -> tuple[str, slice]:
+    """Return the observation and the part of it that actions are offsets from."""
+    key, part = parse_source(source)
+    if key not in spec.observation:
+        raise UnknownNameError("observation", key, spec.observation)
+    size = len(range(spec.observation[key].size)[part])
+    if len(spec.observation[key].shape) != 1 or size != spec.action.size:
+        raise ConfigError(f"'{source}' has {size} elements; actions that are offsets from it have {spec.action.size}")
+    return key, part

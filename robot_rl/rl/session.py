@@ -85,10 +85,13 @@ class SessionConfig:
 class _Session:
     """A fine-tuning run under way."""
 
-    def __init__(self, learner: Learner, env_factory: Callable[..., VecEnv], run: Run, config: SessionConfig) -> None:
+    def __init__(
+        self, learner: Learner, env_factory: Callable[..., VecEnv] | None, run: Run, config: SessionConfig
+    ) -> None:
         self.learner, self.run, self.config = learner, run, config
         self.guard = Guard(run.path)
-        self.eval_env = env_factory(num_envs=min(config.eval_lanes, config.eval_episodes))
+        lanes = min(config.eval_lanes, config.eval_episodes)
+        self.eval_env = env_factory(num_envs=lanes) if env_factory is not None else None
         self.best, self.evaluated, self.before = -math.inf, 0, 0.0
         self.began = self.saved = time.monotonic()
         self.state_path = run.path / "learner.safetensors"
@@ -115,6 +118,7 @@ class _Session:
 
     def evaluate(self) -> EvaluationResult:
         """Evaluate on validation seeds and keep the policy if it is the best so far."""
+        assert self.eval_env is not None
         policy = self.learner.policy
         result = evaluate(policy, self.eval_env, self.config.eval_episodes, VALIDATION_SEED)
         low, high = result.success_interval
@@ -130,7 +134,7 @@ class _Session:
 
     def evaluation_due(self) -> bool:
         """Whether the next of the evenly spread evaluations has come; counts it."""
-        due = self.fraction * self.config.evaluations >= self.evaluated + 1
+        due = self.eval_env is not None and self.fraction * self.config.evaluations >= self.evaluated + 1
         if due:
             self.evaluated = min(int(self.fraction * self.config.evaluations), self.config.evaluations)
         return due
@@ -150,8 +154,11 @@ class _Session:
         save_policy(self.learner.policy, self.run.path / "checkpoints" / name, {"finetune": facts})
 
 
-def run_session(learner: Learner, env_factory: Callable[..., VecEnv], run: Run, config: SessionConfig) -> Policy:
+def run_session(learner: Learner, env_factory: Callable[..., VecEnv] | None, run: Run, config: SessionConfig) -> Policy:
     """Drive ``learner`` until its budget is spent and return the best policy by validation success.
+
+    Without ``env_factory`` nothing is validated here, and the last policy is returned: the episodes are another
+    process's. A learner whose ``finished`` becomes true ends the session.
 
     Under `robot_rl.train.distributed` the first process decides, evaluates and saves; the others learn along.
 
@@ -171,7 +178,7 @@ def run_session(learner: Learner, env_factory: Callable[..., VecEnv], run: Run, 
         with progress("fine-tuning", total, unit) as bar:
             if resumed:
                 bar.advance(done)
-            else:
+            elif session.eval_env is not None:
                 result = session.evaluate()
                 bar.advance(0, base=result.success_rate)
             stop = False
@@ -183,15 +190,17 @@ def run_session(learner: Learner, env_factory: Callable[..., VecEnv], run: Run, 
                     result = session.evaluate()
                     bar.advance(0, evaluated=result.success_rate)
                     stop = result.success_rate >= config.stop_at
+                stop |= getattr(learner, "finished", False)
                 session.save()
                 now = int(min(session.fraction, 1.0) * total)
                 bar.advance(now - done, success=metrics.get("success", float("nan")), steps=learner.steps)
                 done = now
         session.save(force=True)
-        policy: Policy = load_policy(run.path / "checkpoints" / "best")
+        policy: Policy = load_policy(run.path / "checkpoints" / ("best" if session.eval_env is not None else "last"))
         return policy
     finally:
-        session.eval_env.close()
+        if session.eval_env is not None:
+            session.eval_env.close()
 
 
 def _follow(learner: Learner, run: Run) -> Policy:

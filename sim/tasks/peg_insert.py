@@ -260,6 +260,10 @@ class PegInsert(BatchEnv):
         """Return the wrench (K, 6) on the grasp in the hand's frame, N and N m, from the deflection of its springs."""
         return self._stiffness * self._qpos[lanes, 7:13]
 
+    def progress(self) -> np.ndarray:
+        """Return (N,) how far each lane has got, in [0, 1]: the potential of where the tip is."""
+        return self.potential(self.alignment()[0])
+
     def potential(self, offset: np.ndarray) -> np.ndarray:
         """Return the potential (K,) in [0, 1] of tip offsets (K, 3) in the hole's frame.
 

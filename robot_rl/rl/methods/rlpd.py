@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from robot_rl.core.env import Observation, VecEnv
-from robot_rl.core.errors import ConfigError
+from robot_rl.core.errors import CapabilityError, ConfigError
 from robot_rl.core.policy import Policy
 from robot_rl.core.spec import Spec
-from robot_rl.data.frames import Frames
+from robot_rl.data.frames import Frames, parse_source
 from robot_rl.data.normalizer import Normalizer
 from robot_rl.policies.gaussian import GaussianConfig, GaussianPolicy
 from robot_rl.rl.decision import DecisionConfig
@@ -47,6 +47,11 @@ class RLPDConfig:
     bounds: Literal["auto", "spec", "demonstrations"] = "auto"
     """Range of the actions: the spec's or the demonstrations' (with a margin of a tenth); auto takes the latter
     where there are demonstrations."""
+    relative_to: str = ""
+    """Part of the observation that the policy's actions are offsets from, such as state[0:6] where that is the tool's
+    pose and the action a target for it; empty for the actions themselves."""
+    reach: tuple[float, ...] = ()
+    """Largest offset per element of the action, with relative_to; by default that of the demonstrations."""
     demonstration_share: float = 0.5
     """Share of demonstrations in every batch, where there are any."""
     block: int = 4
@@ -78,7 +83,7 @@ class GaussianBehaviour(Behaviour):
         else:
             action = (2 * torch.rand(shape, generator=self._generator) - 1).to(state.device)
         self.record = {"state": state, "action": action}
-        return self.policy.unsquash(action).cpu().numpy()
+        return self.policy.unsquash(action, self.policy.origin(history)).cpu().numpy()
 
     @torch.no_grad()
     def state(self, history: Observation) -> Tensor:
@@ -89,7 +94,14 @@ class GaussianBehaviour(Behaviour):
 
     def action(self, chunks: np.ndarray) -> Tensor:
         """Return squashed chunks (b, H * A) in [-1, 1]."""
+        if self.policy.config.relative_to:
+            raise CapabilityError("offsets cannot be told from actions alone; see `demonstrated`")
         return self.policy.squash(torch.as_tensor(chunks, dtype=torch.float32))
+
+    def demonstrated(self, history: Observation, chunks: np.ndarray) -> dict[str, Tensor]:
+        """Return state and squashed action of decisions that executed ``chunks`` (b, H, A)."""
+        actions = torch.as_tensor(chunks, dtype=torch.float32)
+        return self.successor(history) | {"action": self.policy.squash(actions, self.policy.origin(history))}
 
 
 def action_bounds(spec: Spec, config: RLPDConfig, demonstrations: Frames | None) -> tuple[np.ndarray, np.ndarray]:
@@ -99,6 +111,8 @@ def action_bounds(spec: Spec, config: RLPDConfig, demonstrations: Frames | None)
         ConfigError: there is nothing to take them from.
     """
     low, high = spec.action.bounds()
+    if config.relative_to:
+        return _offset_bounds(spec, config, demonstrations)
     if config.bounds == "spec" or demonstrations is None:
         if config.bounds == "demonstrations":
             raise ConfigError("bounds=demonstrations needs demonstrations (--demos)")
@@ -110,6 +124,21 @@ def action_bounds(spec: Spec, config: RLPDConfig, demonstrations: Frames | None)
     return np.maximum(least - margin, low), np.minimum(most + margin, high)
 
 
+def _offset_bounds(spec: Spec, config: RLPDConfig, demonstrations: Frames | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lowest and highest offset (A,) from the part of the observation that actions are relative to."""
+    if config.reach:
+        if len(config.reach) != spec.action.size or min(config.reach) <= 0:
+            raise ConfigError(f"reach needs {spec.action.size} positive numbers, got {config.reach}")
+        reach = np.array(config.reach)
+        return -reach, reach
+    if demonstrations is None:
+        raise ConfigError("relative_to needs a reach, or demonstrations to take it from (--demos)")
+    key, part = parse_source(config.relative_to)
+    offset = np.abs(demonstrations.action - demonstrations.observation[key][:, part]).max(0)
+    reach = np.maximum(1.1 * offset, 1e-3)
+    return -reach, reach
+
+
 def make_policy(base: Policy, config: RLPDConfig, demonstrations: Frames | None) -> GaussianPolicy:
     """Create the Gaussian policy for the base's interface, with the base's normaliser if it has one."""
     low, high = action_bounds(base.spec, config, demonstrations)
@@ -119,6 +148,7 @@ def make_policy(base: Policy, config: RLPDConfig, demonstrations: Frames | None)
         horizon=config.horizon,
         low=tuple(map(float, low)),
         high=tuple(map(float, high)),
+        relative_to=config.relative_to,
     )
     policy = GaussianPolicy(base.spec, shape)
     normalizer = getattr(base, "normalizer", None)

@@ -208,9 +208,14 @@ def make_replay(
 
 
 def add_demonstrations(
-    replay: Replay, frames: Frames, behaviour: Behaviour, config: DecisionConfig, source: str = "demonstrations"
+    replay: Replay,
+    frames: Frames,
+    behaviour: Behaviour,
+    config: DecisionConfig,
+    source: str = "demonstrations",
+    keep: np.ndarray | None = None,
 ) -> int:
-    """Store the decisions of ``frames``, one starting at every frame; returns their number.
+    """Store the decisions of ``frames``, one starting at every frame, or at those of ``keep`` (F,); returns how many.
 
     A demonstration without a ``reward`` extra earns 1 on its last frame, if its ``success`` extra does not deny it,
     and ends there by termination; one that did not succeed ends by truncation.
@@ -232,20 +237,22 @@ def add_demonstrations(
         record = behaviour.demonstrated(_windows(frames, part, behaviour), frames.action[part][frame])
         after = torch.from_numpy(np.minimum(stop, length - 1))
         ended = stop == length
-        replay.add(
-            source,
-            {
-                **{name: record[name] for name in _own(behaviour)},
-                # The recording keeps no observation after its last action; where the task ended there none is needed.
-                **_following(behaviour, {name: values[after] for name, values in record.items()}),
-                "reward": ((reward[frame] * inside * factor).sum(1) - config.penalty).astype(np.float32),
-                "terminated": ended & succeeded,
-                "truncated": ended & (not succeeded),
-                "exponent": stop - start if config.clock == "step" else np.ones(length, np.float32),
-                "weight": np.ones(length, np.float32),
-            },
-        )
-        count += length
+        rows = {
+            **{name: record[name] for name in _own(behaviour)},
+            # The recording keeps no observation after its last action; where the task ended there none is needed.
+            **_following(behaviour, {name: values[after] for name, values in record.items()}),
+            "reward": ((reward[frame] * inside * factor).sum(1) - config.penalty).astype(np.float32),
+            "terminated": ended & succeeded,
+            "truncated": ended & (not succeeded),
+            "exponent": stop - start if config.clock == "step" else np.ones(length, np.float32),
+            "weight": np.ones(length, np.float32),
+        }
+        if keep is not None:
+            rows = {name: values[keep[part]] for name, values in rows.items()}
+        kept = len(rows["weight"])
+        if kept:
+            replay.add(source, rows)
+        count += kept
     return count
 
 
