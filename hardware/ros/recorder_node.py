@@ -1,0 +1,287 @@
+"""The recorder process: writes ROS 2 topics, as they come over the wire, into a rosbag2 directory."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hardware.bag_recorder import BagConfig, BagRecorder
+from hardware.ros.endpoint import Endpoint
+from hardware.ros.node import run_node
+from robot_rl.core.errors import ConfigError, DataError, HardwareError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from rclpy.qos import QoSProfile
+    from rclpy.subscription import Subscription
+    from rclpy.topic_endpoint_info import TopicEndpointInfo
+
+logger = logging.getLogger(__name__)
+
+_TYPE = re.compile(r"([A-Za-z][A-Za-z0-9_]*)/msg/([A-Za-z][A-Za-z0-9_]*)")
+_LARGE = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/PointCloud2")
+_DEPTHS = (30, 2000)
+"""Messages that the middleware keeps while we are busy: of large types, of others. One camera's 30 images are 28 MB."""
+_LOOK_SECONDS = 0.5
+_REPORT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class RecorderNodeConfig:
+    """Settings of the recorder process."""
+
+    out: str = ""
+    """Directory of the recording; it must not exist, or be empty."""
+    topics: tuple[str, ...] = ()
+    """Topics to record; a name without a slash is relative to this node's namespace."""
+    everything: bool = False
+    """Record every topic that there is or will be."""
+    exclude: str = "/rosout|/parameter_events"
+    """Regular expression of topics that ``everything`` leaves out."""
+    seconds: float = 0.0
+    """How long to record (s); 0 until it is interrupted."""
+    patience: float = 10.0
+    """After this time (s), topics that nobody publishes are named in the log; they are still waited for."""
+    compression: str = BagConfig.compression
+    """What chunks are compressed by: zstd (its fastest level) or none."""
+    chunk_kilobytes: int = BagConfig.chunk_kilobytes
+    """A chunk is written when it holds this much (kB)."""
+    chunk_seconds: float = BagConfig.chunk_seconds
+    """A chunk is written when it is this old (s); this is what a kill may cost."""
+    queue_megabytes: int = BagConfig.queue_megabytes
+    """Messages that may wait for the disk (MB); beyond that they are dropped, counted and named."""
+    keep_free_megabytes: int = BagConfig.keep_free_megabytes
+    """Recording ends, with everything kept, when the disk has less than this left (MB)."""
+    report: str = ""
+    """JSON file that gets the counts at the end; empty for none."""
+
+    def __post_init__(self) -> None:
+        if not self.out:
+            raise ConfigError("no directory given: --out <directory>, or the parameter 'out'")
+        if not self.topics and not self.everything:
+            raise ConfigError("nothing to record: --topics <topic> (may be given several times), or --everything")
+        try:
+            re.compile(self.exclude)
+        except re.error as error:
+            raise ConfigError(f"exclude is no regular expression: {error}") from error
+        self.bag()
+
+    def bag(self) -> BagConfig:
+        """Return how messages are written."""
+        return BagConfig(
+            self.compression,
+            self.chunk_kilobytes,
+            self.chunk_seconds,
+            self.queue_megabytes,
+            self.keep_free_megabytes,
+        )
+
+
+@dataclass
+class _Recorded:
+    """One topic that is being recorded."""
+
+    number: int
+    """Its number in the recorder."""
+    subscription: Subscription
+    """What brings its messages."""
+    reliable: bool
+    """Whether it was asked for reliably."""
+    latched: bool
+    """Whether it was asked for with what late joiners get."""
+    numbered: bool = True
+    """Whether its messages have one publisher's numbers."""
+
+
+class TopicRecorder:
+    """Subscribes to topics as they appear, with the quality of service that all of their publishers offer."""
+
+    def __init__(self, endpoint: Endpoint, recorder: BagRecorder, config: RecorderNodeConfig) -> None:
+        self._endpoint, self._recorder, self._config = endpoint, recorder, config
+        self._wanted = {endpoint.node.resolve_topic_name(name) for name in config.topics}
+        self._exclude = re.compile(config.exclude)
+        self._topics: dict[str, _Recorded] = {}
+        self._refused: set[str] = set()
+
+    @property
+    def missing(self) -> list[str]:
+        """Topics that were asked for and that nobody has published."""
+        return sorted(self._wanted - set(self._topics) - self._refused)
+
+    def look(self) -> None:
+        """Subscribe to what has appeared, and again to what is offered differently now.
+
+        Raises:
+            DataError: the type of a topic that was asked for is not installed.
+        """
+        for name, kinds in self._endpoint.node.get_topic_names_and_types():
+            wanted = name in self._wanted or (self._config.everything and not self._exclude.fullmatch(name))
+            if not wanted or name in self._refused:
+                continue
+            publishers = self._endpoint.node.get_publishers_info_by_topic(name)
+            if not publishers:
+                continue
+            try:
+                self._record(name, kinds, publishers)
+            except (DataError, MissingDependencyError) as error:
+                if name in self._wanted:
+                    raise
+                self._refused.add(name)
+                logger.warning("%s is not recorded: %s", name, error)
+
+    def _record(self, name: str, kinds: Sequence[str], publishers: Sequence[TopicEndpointInfo]) -> None:
+        if len(kinds) > 1:
+            raise DataError(f"topic '{name}' has several types: {', '.join(kinds)}")
+        profile = _profile(kinds[0], publishers)
+        reliable, latched = _strength(profile)
+        present = self._topics.get(name)
+        if present is not None:
+            present.numbered &= len(publishers) == 1
+            if (present.reliable, present.latched) == (reliable, latched):
+                return
+            self._endpoint.node.destroy_subscription(present.subscription)
+            logger.info("%s: a publisher offers another quality of service, subscribed again", name)
+            number = present.number
+        else:
+            number = self._recorder.add_topic(name, kinds[0], [qos_entry(one.qos_profile) for one in publishers])
+            logger.info("recording %s (%s)", name, kinds[0])
+        message_type = _message_type(kinds[0])
+        subscription = self._endpoint.node.create_subscription(
+            message_type, name, partial(self._received, name), profile, raw=True
+        )
+        self._topics[name] = _Recorded(number, subscription, reliable, latched, len(publishers) == 1)
+
+    def _received(self, name: str, data: bytes, info: dict[str, Any]) -> None:
+        """Queue one message; runs in the I/O thread."""
+        topic = self._topics.get(name)
+        if topic is None:  # the subscription is older than its entry by an instant
+            return
+        sequence = info.get("publication_sequence_number") or 0
+        self._recorder.add(
+            topic.number,
+            data,
+            info["received_timestamp"] or time.time_ns(),
+            info["source_timestamp"] or None,
+            sequence if topic.numbered else 0,
+        )
+
+
+def _message_type(kind: str) -> type:
+    """Return the Python class of a message type; only its support for the middleware is used."""
+    found = _TYPE.fullmatch(kind)
+    if found is None:
+        raise DataError(f"'{kind[:100]}' is no message type")
+    package, name = found.groups()
+    try:
+        return getattr(import_module(f"{package}.msg"), name)
+    except (ImportError, AttributeError) as error:
+        raise MissingDependencyError(package, "ros", f"Recording messages of type '{kind}'") from error
+
+
+def _profile(kind: str, publishers: Sequence[TopicEndpointInfo]) -> QoSProfile:
+    """Return the strongest quality of service that every one of ``publishers`` offers."""
+    from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+
+    offered = [one.qos_profile for one in publishers]
+    reliable = all(one.reliability == ReliabilityPolicy.RELIABLE for one in offered)
+    latched = all(one.durability == DurabilityPolicy.TRANSIENT_LOCAL for one in offered)
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=_DEPTHS[kind not in _LARGE],
+        reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
+    )
+
+
+def _strength(profile: QoSProfile) -> tuple[bool, bool]:
+    from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
+
+    return (
+        profile.reliability == ReliabilityPolicy.RELIABLE,
+        profile.durability == DurabilityPolicy.TRANSIENT_LOCAL,
+    )
+
+
+def qos_entry(profile: QoSProfile) -> dict[str, Any]:
+    """Return a quality of service as rosbag2's metadata have it."""
+
+    def span(duration: Any) -> dict[str, int]:
+        seconds, nanoseconds = divmod(duration.nanoseconds, 1_000_000_000)
+        return {"sec": seconds, "nsec": nanoseconds}
+
+    return {
+        "history": profile.history.short_key,
+        "depth": profile.depth,
+        "reliability": profile.reliability.short_key,
+        "durability": profile.durability.short_key,
+        "deadline": span(profile.deadline),
+        "lifespan": span(profile.lifespan),
+        "liveliness": profile.liveliness.short_key,
+        "liveliness_lease_duration": span(profile.liveliness_lease_duration),
+        "avoid_ros_namespace_conventions": profile.avoid_ros_namespace_conventions,
+    }
+
+
+def run(config: RecorderNodeConfig, endpoint: Endpoint, stop: threading.Event) -> None:
+    """Record until ``stop`` is set or the time is over; whatever ends it, the file is finished.
+
+    Raises:
+        DataError: the directory cannot be recorded into, or the type of a topic is not installed.
+        HardwareError: recording ended by itself, because the disk is nearly full or failed; what there is, is kept.
+    """
+    recorder = BagRecorder(config.out, config.bag())
+    topics = TopicRecorder(endpoint, recorder, config)
+    endpoint.start()
+    begun = time.monotonic()
+    patience, report_due = begun + config.patience, begun + _REPORT_SECONDS
+    try:
+        while not stop.is_set() and recorder.stopped is None:
+            topics.look()
+            now = time.monotonic()
+            if config.seconds and now - begun >= config.seconds:
+                break
+            if now >= patience:
+                patience = float("inf")
+                for name in topics.missing:
+                    logger.warning("nobody publishes %s so far", name)
+            if now >= report_due:
+                report_due = now + _REPORT_SECONDS
+                logger.info("%s", progress(recorder))
+            left = begun + config.seconds - now if config.seconds else _LOOK_SECONDS
+            stop.wait(min(_LOOK_SECONDS, left))
+    finally:
+        endpoint.close()  # what is on its way still arrives
+        recorder.close()
+        logger.info("%s in %s", progress(recorder), recorder.path)
+        if config.report:
+            path = Path(config.report)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(recorder.to_json(), indent=2) + "\n")
+    if recorder.stopped is not None:
+        raise HardwareError(f"recording ended early: {recorder.stopped}; what came before is in {recorder.path}")
+
+
+def progress(recorder: BagRecorder) -> str:
+    """Return what was recorded so far, in one line."""
+    counts = recorder.written
+    lost = {"dropped": recorder.dropped.total(), "lost on their way": recorder.lost.total()}
+    extra = "".join(f", {count} {how}" for how, count in lost.items() if count)
+    return f"{sum(counts.values())} messages of {len(counts)} topics, {recorder.size / 1e6:.1f} MB{extra}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the recorder process and return its exit code."""
+    return run_node("recorder", RecorderNodeConfig, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
