@@ -72,6 +72,7 @@ REASONS = (
     "robot_fault",
     "shutdown",
     "observation_not_finite",
+    "force_exceeded",
 )
 """Why a mode was entered; recordings hold the index into this list, so it only ever grows at its end."""
 

@@ -19,7 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -32,16 +32,13 @@ from hardware.port import RobotPort
 from hardware.recorder import Recorder
 from hardware.safety.chain import SafetyChain, Situation, Verdict
 from hardware.safety.flags import HOLDING_FAULTS, STOPPING_FAULTS, SafetyFlag, flag_names
-from hardware.safety.workspace import Workspace
-from hardware.settings import ExecutorConfig, rate_elements, ticks_per_step, tolerances
+from hardware.safety.protection import Protection
+from hardware.settings import ExecutorConfig, rate_elements, stop_kind, ticks_per_step, tolerances
 from hardware.statistics import Durations
 from hardware.targets import Targets
 from hardware.transport import ExecutorLink, ExecutorStatus
-from robot_rl.core.robot import Robot, RobotState, StampedObservation
+from robot_rl.core.robot import Robot, RobotState, StampedObservation, StopKind
 from robot_rl.core.teleop import OperatorEvent, Teleop
-
-if TYPE_CHECKING:
-    from hardware.safety.clearance import Clearance
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +56,7 @@ class Executor:
         *,
         teleop: Teleop | Sequence[Teleop] | None = None,
         recorder: Recorder | None = None,
-        workspace: Workspace | None = None,
-        clearance: Clearance | None = None,
+        protection: Protection | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Set up the loop; nothing moves and nothing is opened yet.
@@ -71,8 +67,7 @@ class Executor:
             config: settings.
             teleop: connected local operator device, or several.
             recorder: where executed steps go.
-            workspace: box and planes that the tool must not leave.
-            clearance: what must stay apart, for commands that are joint positions.
+            protection: what the safety chain is told besides the robot's limits; see `hardware.safety.settings`.
             clock: monotonic time in seconds.
 
         Raises:
@@ -83,7 +78,8 @@ class Executor:
         self.ticks_per_step = ticks_per_step(config.tick_rate_hz, robot.spec.rate_hz)
         self.dt = 1.0 / config.tick_rate_hz
         tolerated = tolerances(config, robot.spec.rate_hz)
-        self.safety = SafetyChain(robot.limits, self.dt, tolerated, workspace, rate_elements(robot), clearance)
+        known = protection or Protection(robot.limits)
+        self.safety = SafetyChain(known.limits, self.dt, tolerated, known.guards, rate_elements(robot), known.forces)
         self.arbiter = Arbiter(
             ArbiterConfig(
                 takeover_by_motion=config.takeover_by_motion,
@@ -99,9 +95,9 @@ class Executor:
         self.targets = Targets(robot, config, self.arbiter, self.playback, self.operator, self.safety)
         self.counters: Counter[str] = Counter()
         """Chunks and steps by what happened to them."""
-        self.port = RobotPort(robot, self.counters)
-        self.lateness, self.latency = Durations(), Durations()
-        """Lateness of ticks; age of the newest observation when a tick's command is sent."""
+        self.port = RobotPort(robot, self.counters, stop_kind(config.stop_kind))
+        self.lateness, self.latency, self.work = Durations(), Durations(), Durations()
+        """Lateness of ticks; age of the newest observation when a tick's command is sent; time that ticks take."""
         self.round_trip, self.reaction = Durations(), Durations()
         """From an observation to the arrival of its chunk, and to the first command sent from that chunk."""
         self.missed_ticks = 0
@@ -164,6 +160,7 @@ class Executor:
             self.safety.note(SafetyFlag.EXCEPTION, now)
             verdict = self.safety.filter(None, Situation(now, self.port.observation, estop=True))
             self._send(verdict.command)
+            self._cut_power()
             self._tick += 1
             return Verdict(verdict.command, verdict.flags | SafetyFlag.EXCEPTION)
 
@@ -177,8 +174,9 @@ class Executor:
         self._verdicts(events, now)
         stopped_by = self.arbiter.reason if self.arbiter.mode is Mode.STOPPED else ""
         mode = self.arbiter.update(now, self.operator.reading, events, estop)
-        if mode is Mode.IDLE and stopped_by == "tracking_error":
-            self.safety.anchor(self.robot.hold_command())  # the old command is where the robot could not go
+        if mode is Mode.IDLE and stopped_by and (stopped_by == "tracking_error" or self.port.powerless):
+            self.port.powerless = False
+            self.safety.anchor(self.robot.hold_command())  # the old command is where the robot could not go, or is not
         phase = self._tick % self.ticks_per_step
         self._phase, self._tick_time = phase, now
         if phase == 0:
@@ -321,6 +319,12 @@ class Executor:
         elif flags & HOLDING_FAULTS:
             resumable = not flags & HOLDING_FAULTS & ~SafetyFlag.POLICY_STARVED
             self.arbiter.hold(now, flag_names(flags & HOLDING_FAULTS)[0], resumable)
+        self._cut_power()
+
+    def _cut_power(self) -> None:
+        """Switch the drives off in a latched stop, where that is how the robot is to be stopped."""
+        if self.arbiter.mode is Mode.STOPPED and self.port.stop_kind is StopKind.DRIVES_OFF and not self.port.powerless:
+            self.port.stop()
 
     # ---- record and status ------------------------------------------------------------------------------------------
 

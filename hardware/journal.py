@@ -103,7 +103,7 @@ class RunTimes:
 def status_of(executor: Executor, now: float) -> ExecutorStatus:
     """Return what ``executor`` is doing at the monotonic time ``now``."""
     loop = {"rate_hz": _measured_rate(executor, now), "missed_ticks": float(executor.missed_ticks)}
-    for name in ("lateness", "latency", "round_trip"):
+    for name in ("lateness", "work", "latency", "round_trip"):
         loop |= getattr(executor, name).summary(name)
     measured = executor.port.measured()
     return ExecutorStatus(
@@ -135,6 +135,7 @@ def report_of(executor: Executor, now: float) -> dict[str, Any]:
         "ticks": executor.lateness.count,
         "missed_ticks": executor.missed_ticks,
         "lateness": executor.lateness.to_json(),
+        "work": executor.work.to_json(),
         "observation_to_command": executor.latency.to_json(),
         "observation_to_chunk": executor.round_trip.to_json(),
         "observation_to_planned_command": executor.reaction.to_json(),

@@ -38,7 +38,9 @@ class ControlLoop:
             while not stop.is_set() and now() < deadline:
                 executor.lateness.add(rate.wait())
                 executor.missed_ticks = rate.missed
+                started = now()
                 executor.tick()
+                executor.work.add(now() - started)
                 if waiting and seconds > 0 and executor.ready.is_set():
                     waiting, deadline = False, now() + seconds
             if waiting and seconds > 0:

@@ -17,12 +17,14 @@ logger = logging.getLogger(__name__)
 class RobotPort:
     """One robot, called by one thread."""
 
-    def __init__(self, robot: Robot, counters: Counter[str]) -> None:
-        self.robot, self.counters = robot, counters
+    def __init__(self, robot: Robot, counters: Counter[str], stop_kind: StopKind = StopKind.CONTROLLED) -> None:
+        self.robot, self.counters, self.stop_kind = robot, counters, stop_kind
         self.observation = StampedObservation({}, -1, -np.inf)
         """The newest measurement."""
         self.confirmed_stop: bool | None = None
         """Whether the robot confirmed the last stop that it was asked for."""
+        self.powerless = False
+        """Whether the drives were switched off: the robot is sent nothing until this is withdrawn."""
         self._epoch = 0
 
     def connect(self) -> None:
@@ -59,6 +61,8 @@ class RobotPort:
 
     def send(self, command: np.ndarray) -> int:
         """Send ``command`` (A,) and return the flags of what failed; the first failure asks the robot to stop."""
+        if self.powerless:
+            return 0
         try:
             self.robot.command(command)
         except Exception as error:
@@ -72,7 +76,8 @@ class RobotPort:
     def stop(self) -> None:
         """Ask the robot itself to stop, and say so loudly if it did not confirm."""
         try:
-            self.confirmed_stop = self.robot.stop(StopKind.CONTROLLED)
+            self.powerless = self.stop_kind is StopKind.DRIVES_OFF
+            self.confirmed_stop = self.robot.stop(self.stop_kind)
         except Exception:
             logger.exception("the robot did not take the stop")
             self.confirmed_stop = False

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from hardware.safety.chain import SafetyConfig
-from robot_rl.core.errors import ConfigError
-from robot_rl.core.robot import Robot
+from robot_rl.core.errors import ConfigError, UnknownNameError
+from robot_rl.core.robot import Robot, StopKind
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,9 @@ class ExecutorConfig:
     """Largest time without a sign of life from the operator who drives."""
     tracking_seconds: float = 0.5
     """Lag behind the command that counts as a fault, in seconds at the velocity limit; 0 switches the check off."""
+    stop_kind: str = "controlled"
+    """What the robot itself is asked for when it must stop: controlled (brake, then hold), hold (hold at once), or
+    drives_off (no power from the moment of an emergency stop or a fault: only where nothing can fall)."""
     status_rate_hz: float = 10.0
     """Status messages per second."""
     replace_within_tick: bool = True
@@ -64,6 +67,14 @@ def ticks_per_step(tick_rate_hz: float, policy_rate_hz: float) -> int:
             f"a tick rate of {tick_rate_hz:g} Hz is no whole multiple of the policy's {policy_rate_hz:g} Hz"
         )
     return ticks
+
+
+def stop_kind(name: str) -> StopKind:
+    """Return the kind of stop called ``name``; raises `UnknownNameError`."""
+    known = {kind.value: kind for kind in StopKind}
+    if name not in known:
+        raise UnknownNameError("kind of stop", name, known)
+    return known[name]
 
 
 def rate_elements(robot: Robot) -> np.ndarray:

@@ -48,8 +48,8 @@ class ExecutorStatus:
     counters: dict[str, int] = field(default_factory=dict)
     """How often each safety stage intervened and each kind of chunk was discarded, by name."""
     loop: dict[str, float] = field(default_factory=dict)
-    """Loop statistics: ``rate_hz``, ``lateness_p50_ms``, ``lateness_p99_ms``, ``lateness_max_ms``, ``missed_ticks``,
-    ``latency_p50_ms``, ``latency_p99_ms`` (observation to command)."""
+    """Loop statistics: ``rate_hz``, ``missed_ticks``, and p50, p99 and maximum (``lateness_p99_ms``) of ``lateness``,
+    ``work`` (what a tick takes), ``latency`` (observation to command) and ``round_trip`` (observation to chunk)."""
     command: list[float] = field(default_factory=list)
     """(A,) the newest command, in the action's units."""
     measured: list[float] = field(default_factory=list)

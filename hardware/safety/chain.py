@@ -2,9 +2,10 @@
 
 Stages run in this order, and each names and counts what it did (`SafetyFlag`): 1 finite, shape, dtype; 2 ages of the
 command, the state, each camera and the operator; 3 the arbiter's writer; 4 the emergency stop; 5 position range with
-braking distance; 6 velocity, acceleration and tracking error; 7 workspace; 9 distances of the robot to itself and to
-obstacles; 11 post-check. Whatever is wrong, the answer is the same: brake within the acceleration limits, then hold. An
-exception in any stage is such an answer too.
+braking distance; 6 velocity, acceleration, jerk and tracking error; 7 workspace and the speed of points; 8 singular
+configurations; 9 distances of the robot to itself and to obstacles; 10 forces; 11 post-check. Whatever is wrong, the
+answer is the same: brake within the limits of acceleration and jerk, then hold. An exception in any stage is such an
+answer too.
 
 A command may be replaced within its tick (`SafetyChain.replace`). Why that keeps the limits: they bound the sequence of
 *effective* commands, one per tick, the last one sent in it. The replacement is filtered by all stages from the state
@@ -23,18 +24,16 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hardware.safety.flags import MOTION_LIMITS, SafetyFlag, flag_names
+from hardware.safety.forces import ForceMonitor
+from hardware.safety.jerk import JerkLimiter
 from hardware.safety.motion import MotionLimiter, MotionState
-from hardware.safety.surroundings import Surroundings
+from hardware.safety.surroundings import Guards, Surroundings
 from hardware.safety.workspace import Workspace
 from robot_rl.core.robot import Limits, StampedObservation
-
-if TYPE_CHECKING:
-    from hardware.safety.clearance import Clearance
 
 logger = logging.getLogger(__name__)
 _LIMITERS = frozenset(flag_names(MOTION_LIMITS))
@@ -98,18 +97,19 @@ class SafetyChain:
     """Tick in seconds."""
     config: SafetyConfig = field(default_factory=SafetyConfig)
     """Tolerances."""
-    workspace: Workspace | None = None
-    """Where the tool may be."""
+    guards: Guards = field(default_factory=Guards)
+    """What stages 7 to 9 know of the robot and its surroundings."""
     resting: np.ndarray | None = None
     """(A,) bool: elements that are rates (a base's speed) and rest at zero."""
-    clearance: Clearance | None = None
-    """What must stay apart, where the command is the joints' positions."""
+    forces: ForceMonitor | None = None
+    """Limits of measured forces, torques and currents."""
 
     def __post_init__(self) -> None:
         self.counts: Counter[str] = Counter()
         """Ticks on which each intervention happened, by name."""
-        self._motion = MotionLimiter(_inside(self.limits, self.workspace), self.dt, self.resting)
-        self._surroundings = Surroundings(self._motion, self.workspace, self.clearance)
+        limiter = MotionLimiter if self.limits.jerk is None else JerkLimiter
+        self._motion = limiter(_inside(self.limits, self.guards.workspace), self.dt, self.resting)
+        self._surroundings = Surroundings(self._motion, self.guards)
         self._lag_allowed = np.asarray(self.limits.velocity, float) * self.config.tracking_seconds
         self._positions = ~self._motion.resting
         self._lagging = 0
@@ -154,7 +154,8 @@ class SafetyChain:
         flags = 0
         self._before = (self._motion.save(), self._lagging)
         try:
-            command, flags = self._decide(target, situation)
+            flags = self._forces(situation)
+            command, flags = self._decide(target, situation, flags)
         except Exception:
             logger.exception("safety chain: exception; the robot brakes")
             command, flags = self._last_resort(), flags | SafetyFlag.EXCEPTION
@@ -201,9 +202,9 @@ class SafetyChain:
                 level = logging.INFO if name in _LIMITERS else logging.WARNING
                 logger.log(level, "safety: %s (%d so far)", name, self.counts[name])
 
-    def _decide(self, target: np.ndarray | None, situation: Situation) -> tuple[np.ndarray, int]:
+    def _decide(self, target: np.ndarray | None, situation: Situation, flags: int = 0) -> tuple[np.ndarray, int]:
         motion = self._motion
-        flags = self._ages(situation) | self._tracking(situation)
+        flags |= self._ages(situation) | self._tracking(situation)
         if situation.estop:
             flags |= SafetyFlag.EMERGENCY_STOP
         if target is not None:
@@ -255,6 +256,12 @@ class SafetyChain:
         lagging = bool((~(lag <= self._lag_allowed) & self._positions).any())
         self._lagging = self._lagging + 1 if lagging else 0
         return SafetyFlag.TRACKING_ERROR if self._lagging >= self.config.tracking_ticks else 0
+
+    def _forces(self, situation: Situation) -> int:
+        """Stage 10. It comes first, once per tick, because its answer is a stop."""
+        if self.forces is None or not self.forces.exceeded(situation.observation.values):
+            return 0
+        return SafetyFlag.FORCE_EXCEEDED
 
     def _last_resort(self) -> np.ndarray:
         """Brake if that keeps the limits, else repeat the last command."""

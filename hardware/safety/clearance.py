@@ -11,12 +11,13 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hardware.safety.model import joint_numbers, number
 from hardware.safety.motion import braking_step
-from robot_rl.core.errors import ConfigError, UnknownNameError
+from robot_rl.core.errors import ConfigError
 
 if TYPE_CHECKING:
     import mujoco
@@ -63,15 +64,12 @@ class Clearance:
 
         self._mujoco = mujoco
         self.model, self.data, self.margin, self.near = model, mujoco.MjData(model), margin, near
-        numbers = [_number(model, mujoco.mjtObj.mjOBJ_JOINT, name, "joint") for name in joints]
-        for name, number in zip(joints, numbers, strict=True):
-            if int(model.jnt_type[number]) not in (_SLIDE, _HINGE):
-                raise ConfigError(f"joint '{name}' is neither hinge nor slide, so no command sets its position")
+        numbers = joint_numbers(model, joints)
         self._places, self._rates = model.jnt_qposadr[numbers], model.jnt_dofadr[numbers]
         if pairs is None:
             self.pairs = _pairs(model, set(numbers))
         else:
-            names = [tuple(_number(model, mujoco.mjtObj.mjOBJ_GEOM, one, "geom") for one in pair) for pair in pairs]
+            names = [tuple(number(model, mujoco.mjtObj.mjOBJ_GEOM, one, "geom") for one in pair) for pair in pairs]
             self.pairs = [(first, second) for first, second in names]
         if not self.pairs:
             raise ConfigError("no pair of geoms can touch: name the pairs, or give the geoms contype and conaffinity")
@@ -195,17 +193,6 @@ class Clearance:
     def _place(self, command: np.ndarray) -> None:
         self.data.qpos[self._places] = command
         self._mujoco.mj_kinematics(self.model, self.data)
-
-
-def _number(model: mujoco.MjModel, kind: Any, name: str, what: str) -> int:
-    """Return the number of a named part of the model."""
-    import mujoco
-
-    number = int(mujoco.mj_name2id(model, kind, name))
-    if number < 0:
-        count = model.njnt if what == "joint" else model.ngeom
-        raise UnknownNameError(what, name, [mujoco.mj_id2name(model, kind, k) or f"#{k}" for k in range(count)])
-    return number
 
 
 def _pairs(model: mujoco.MjModel, joints: set[int]) -> list[tuple[int, int]]:

@@ -49,6 +49,14 @@ class SafetyFlag(IntFlag):
     and not counted here)."""
     CLEARANCE_LIMITED = 1 << 19
     """Stage 9: the motion, or the stop that must remain possible after it, would come too near to something."""
+    JERK_LIMITED = 1 << 20
+    """Stage 6: the command's acceleration changed too fast."""
+    SPEED_LIMITED = 1 << 21
+    """Stage 7: a point of the robot would move faster than the profile permits."""
+    SINGULARITY_LIMITED = 1 << 22
+    """Stage 8: slowed or stopped on the way to a singular configuration."""
+    FORCE_EXCEEDED = 1 << 23
+    """Stage 10: a measured force, torque or current stayed above its limit."""
 
 
 MOTION_LIMITS = (
@@ -57,6 +65,9 @@ MOTION_LIMITS = (
     | SafetyFlag.ACCELERATION_LIMITED
     | SafetyFlag.WORKSPACE_LIMITED
     | SafetyFlag.CLEARANCE_LIMITED
+    | SafetyFlag.JERK_LIMITED
+    | SafetyFlag.SPEED_LIMITED
+    | SafetyFlag.SINGULARITY_LIMITED
 )
 """Flags of commands that were limited and obeyed as far as permitted."""
 STALENESS = SafetyFlag.COMMAND_STALE | SafetyFlag.STATE_STALE | SafetyFlag.CAMERA_STALE | SafetyFlag.OPERATOR_LOST
@@ -70,7 +81,11 @@ HOLDING_FAULTS = (
 )
 """Flags after which the arbiter holds until somebody takes over or hands back."""
 STOPPING_FAULTS = (
-    SafetyFlag.TRACKING_ERROR | SafetyFlag.POST_CHECK_FAILED | SafetyFlag.EXCEPTION | SafetyFlag.ROBOT_FAULT
+    SafetyFlag.TRACKING_ERROR
+    | SafetyFlag.POST_CHECK_FAILED
+    | SafetyFlag.EXCEPTION
+    | SafetyFlag.ROBOT_FAULT
+    | SafetyFlag.FORCE_EXCEEDED
 )
 """Flags after which the arbiter latches a stop, as after an emergency stop."""
 

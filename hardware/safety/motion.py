@@ -54,6 +54,8 @@ class MotionState(NamedTuple):
     """(A,) what was asked for last."""
     behind: bool
     """Whether the last command fell short of it."""
+    change: np.ndarray | None = None
+    """(A,) by how much the step changed with the last command, where the jerk is limited."""
 
 
 class MotionLimiter:
@@ -102,7 +104,7 @@ class MotionLimiter:
 
     def restore(self, saved: MotionState) -> None:
         """Go back to what `save` returned, as if nothing had been committed since."""
-        self.position, self.step, self._low_now, self._high_now, self._last_target, self._behind = saved
+        self.position, self.step, self._low_now, self._high_now, self._last_target, self._behind = saved[:6]
 
     def _widen(self) -> None:
         self._low_now = np.minimum(self.low, self.position)
@@ -183,6 +185,12 @@ class MotionLimiter:
         high = np.minimum(np.minimum(upper, self._step_limit), step + change)
         braked = step - np.minimum(np.maximum(step, -change), change)
         return np.minimum(low, braked), np.maximum(high, braked)
+
+    def permits(self, command: np.ndarray) -> bool:
+        """Return whether ``command`` (A,) may follow: within all limits, with a stop inside the range after it."""
+        low, high = self.window()
+        step, rounding = command - self.position, _SLACK * self.largest_step
+        return bool(((step >= low - rounding) & (step <= high + rounding)).all()) and not self.violations(command)
 
     def violations(self, command: np.ndarray) -> int:
         """Stage 11: return the flags of the limits that ``command`` (A,) breaks; 0 if it keeps all of them exactly."""

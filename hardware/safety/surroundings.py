@@ -1,68 +1,115 @@
-"""Stages 7 and 9 at work: the largest part of a motion after which the robot can still stop where it may be."""
+"""Stages 7, 8 and 9 at work: the largest part of a motion after which the robot can still stop where it may be."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from hardware.safety.flags import SafetyFlag
 from hardware.safety.motion import MotionLimiter
+from hardware.safety.speed import PointSpeed
 from hardware.safety.workspace import Workspace
 
 if TYPE_CHECKING:
     from hardware.safety.clearance import Clearance
+    from hardware.safety.singularity import Singularity
+
+_PARTS = (0.75, 0.5, 0.25)
+"""Parts of a motion, counted from braking, that are tried where all of it is not permitted."""
 
 
 class Space(Protocol):
     """Where the robot may be."""
 
     def excess(self, commands: np.ndarray, permitted: float = 0.0) -> float:
-        """Return by how many metres the worst of ``commands`` (T, A) is outside; not positive if all are inside.
+        """Return by how much the worst of ``commands`` (T, A) is outside; not positive if all are inside.
 
         It may end with the first that is outside by more than ``permitted``.
         """
 
 
-class Surroundings:
-    """Keeps what ``motion`` permits inside the workspace, and apart from itself and obstacles."""
+@dataclass(frozen=True)
+class Guards:
+    """What the chain is told about the robot and what is around it; each is left out where it is None."""
 
-    def __init__(self, motion: MotionLimiter, workspace: Workspace | None, clearance: Clearance | None) -> None:
-        self._motion, self._workspace, self._clearance = motion, workspace, clearance
+    speed: PointSpeed | None = None
+    """How fast tool and elbows may move."""
+    workspace: Workspace | None = None
+    """Where the tool may be."""
+    singularity: Singularity | None = None
+    """Where the robot can no longer move every way, where the command is the joints' positions."""
+    clearance: Clearance | None = None
+    """What must stay apart, where the command is the joints' positions."""
+
+
+class Surroundings:
+    """Keeps what ``motion`` permits slow, inside the workspace, off singularities, and apart from obstacles."""
+
+    def __init__(self, motion: MotionLimiter, guards: Guards) -> None:
+        self._motion, self._guards = motion, guards
         self._outside: dict[int, float] = {}
 
     def limit(self, command: np.ndarray) -> tuple[np.ndarray, int]:
-        """Return what is permitted of the next ``command`` (A,), and the flags of what limited it."""
+        """Return what is permitted of the next ``command`` (A,), and the flags of what limited it.
+
+        What a stage leaves is judged by those before it once more, so that none undoes another's work.
+        """
+        guards, position = self._guards, self._motion.position
         self._outside.clear()
-        flags = 0
-        if self._workspace is not None:
-            command, outside = self._keep_inside(command, (self._workspace,), SafetyFlag.WORKSPACE_LIMITED)
-            flags |= outside
-        if self._clearance is not None:
-            command, outside = self._keep_apart(command, self._clearance)
-            flags |= outside
+        flags, judged = 0, tuple[Space, ...]()
+        if guards.speed is not None:
+            guards.speed.start, judged = position, (guards.speed,)
+            share = guards.speed.share(position, command)
+            command, limited = self._keep_inside(command, judged, SafetyFlag.SPEED_LIMITED, share)
+            flags |= limited
+        if guards.workspace is not None:
+            judged = (guards.workspace, *judged)
+            command, limited = self._keep_inside(command, judged, SafetyFlag.WORKSPACE_LIMITED)
+            flags |= limited
+        if guards.singularity is not None:
+            judged = (guards.singularity, *judged)
+            share = guards.singularity.share(position, command)
+            command, limited = self._keep_inside(command, judged, SafetyFlag.SINGULARITY_LIMITED, share)
+            flags |= limited
+        if guards.clearance is not None:
+            command, limited = self._keep_apart(command, guards.clearance, judged)
+            flags |= limited
         return command, flags
 
-    def _keep_inside(self, command: np.ndarray, spaces: tuple[Space, ...], flag: int) -> tuple[np.ndarray, int]:
-        """Stage 7: the largest part of the motion after which the robot can still stop inside the ``spaces``.
+    def _keep_inside(
+        self, command: np.ndarray, spaces: tuple[Space, ...], flag: int, share: float = 1.0
+    ) -> tuple[np.ndarray, int]:
+        """Return the largest part of the motion after which the robot can still stop inside the ``spaces``.
 
-        Full braking is always permitted: it is the rest of a braking path that was checked one tick ago.
+        At most ``share`` of it, as far as the motion's limits permit that. Full braking is always permitted: it is the
+        rest of a braking path that was checked one tick ago.
         """
-        if self._stays_inside(command, spaces):
+        if share >= 1.0 and self._stays_inside(command, spaces):
             return command, 0
-        braking = self._motion.brake()
-        for share in (0.75, 0.5, 0.25):
-            partly = braking + share * (command - braking)
-            if self._stays_inside(partly, spaces):
+        motion = self._motion
+        if share < 1.0:
+            low, high = motion.window()
+            step = np.minimum(np.maximum(share * (command - motion.position), low), high)
+            slower = motion.bounded(motion.position + step)
+            if motion.permits(slower) and self._stays_inside(slower, spaces):
+                return slower, flag
+        braking = motion.brake()
+        for part in _PARTS:
+            partly = braking + share * part * (command - braking)
+            if motion.permits(partly) and self._stays_inside(partly, spaces):
                 return partly, flag
         return braking, flag
 
-    def _keep_apart(self, command: np.ndarray, clearance: Clearance) -> tuple[np.ndarray, int]:
+    def _keep_apart(
+        self, command: np.ndarray, clearance: Clearance, judged: tuple[Space, ...]
+    ) -> tuple[np.ndarray, int]:
         """Stage 9: the motion itself, one that slides along what is near, or the largest part after which it can stop.
 
-        All of them are judged alike, together with the workspace, so that what is proposed need not be trusted.
+        All of them are judged alike, together with what was ``judged`` before, so that none need be trusted.
         """
-        spaces: tuple[Space, ...] = (clearance,) if self._workspace is None else (clearance, self._workspace)
+        spaces: tuple[Space, ...] = (clearance, *judged)
         if self._stays_inside(command, (clearance,)):
             return command, 0
         motion = self._motion
@@ -70,7 +117,7 @@ class Surroundings:
         aside = clearance.slide(motion.position, command - motion.position, low, high, motion.largest_change)
         if aside is not None:
             aside = motion.bounded(motion.position + aside)
-            if not motion.violations(aside) and self._stays_inside(aside, spaces):
+            if motion.permits(aside) and self._stays_inside(aside, spaces):
                 return aside, SafetyFlag.CLEARANCE_LIMITED
         return self._keep_inside(command, spaces, SafetyFlag.CLEARANCE_LIMITED)
 

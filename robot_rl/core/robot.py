@@ -61,6 +61,8 @@ class Limits:
     """Largest change of the command per second."""
     acceleration: np.ndarray
     """Largest change of that velocity per second."""
+    jerk: np.ndarray | None = None
+    """Largest change of that acceleration per second; None for no limit."""
 
 
 @runtime_checkable

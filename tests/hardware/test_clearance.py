@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from hardware.safety.chain import SafetyChain, Situation
 from hardware.safety.clearance import Clearance
+from hardware.safety.surroundings import Guards
 from hardware.safety.workspace import Workspace
 from robot_rl.core.errors import ConfigError, UnknownNameError
 from robot_rl.core.robot import Limits, StampedObservation
@@ -44,7 +45,7 @@ def situation():
 def chain(solver=True, **options):
     clearance = Clearance(mujoco.MjModel.from_xml_string(ARM), JOINTS, **options)
     clearance.solver &= solver
-    found = SafetyChain(LIMITS, DT, clearance=clearance)
+    found = SafetyChain(LIMITS, DT, guards=Guards(clearance=clearance))
     found.anchor(START)
     return found
 
@@ -53,7 +54,7 @@ def chain(solver=True, **options):
 @given(seed=st.integers(0, 2**32 - 1), solver=st.booleans(), replaced=st.booleans())
 def test_whatever_is_asked_the_margin_and_every_limit_hold(seed, solver, replaced):
     rng, arm = np.random.default_rng(seed), chain(solver)
-    clearance, previous, step = arm.clearance, START, np.zeros(4)
+    clearance, previous, step = arm.guards.clearance, START, np.zeros(4)
     for k in range(120):
         if k % 30 == 0:
             target = rng.uniform(LIMITS.low, LIMITS.high)
@@ -142,20 +143,20 @@ def test_workspace_and_clearance_hold_together():
         return np.array(places)
 
     workspace = Workspace(np.array([-1, -1, 0.1]), np.array([1, 1, 0.6]), kinematics=tool)
-    arm = SafetyChain(LIMITS, DT, workspace=workspace, clearance=Clearance(model, JOINTS))
+    arm = SafetyChain(LIMITS, DT, guards=Guards(workspace=workspace, clearance=Clearance(model, JOINTS)))
     arm.anchor(START)
     for k in range(300):
         if k % 30 == 0:
             target = rng.uniform(LIMITS.low, LIMITS.high)
         arm.filter(target, situation())
         assert workspace.excess(arm.command[None]) <= 1e-9
-        assert arm.clearance.distance(arm.command) >= arm.clearance.margin - 1e-9
+        assert arm.guards.clearance.distance(arm.command) >= arm.guards.clearance.margin - 1e-9
     assert arm.counts["workspace_limited"] > 0
 
 
 def test_a_start_too_near_may_only_move_away():
     clearance = Clearance(mujoco.MjModel.from_xml_string(ARM), JOINTS, pairs=[("post", "c"), ("post", "d")])
-    arm = SafetyChain(LIMITS, DT, clearance=clearance)
+    arm = SafetyChain(LIMITS, DT, guards=Guards(clearance=clearance))
     near = np.array([0.13, 0.0, 0.0, 0.0])
     assert clearance.distance(near) < clearance.margin
     arm.anchor(near)

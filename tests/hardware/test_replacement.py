@@ -15,6 +15,7 @@ from hardware.policy_process import PolicyServer
 from hardware.robots.fake import FakeRobot
 from hardware.safety.chain import SafetyChain, SafetyConfig, Situation
 from hardware.safety.flags import SafetyFlag, flag_names
+from hardware.safety.surroundings import Guards
 from hardware.safety.workspace import Workspace
 from hardware.transport import InProcessTransport
 from robot_rl.core.policy import ActionChunk
@@ -77,7 +78,7 @@ def test_the_workspace_holds_for_both_commands(seed):
     planes = np.concatenate([np.eye(3), np.full((3, 1), -0.2)], axis=1)
     workspace = Workspace(np.full(3, -0.3), np.full(3, 0.3), planes)
     one = np.ones(4)
-    chain = SafetyChain(Limits(-one, one, one, 5 * one), DT, workspace=workspace)
+    chain = SafetyChain(Limits(-one, one, one, 5 * one), DT, guards=Guards(workspace=workspace))
     for k in range(120):
         if k % 20 == 0:
             target = rng.uniform(-1, 1, 4)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hardware.safety.chain import SafetyChain, SafetyConfig, Situation
 from hardware.safety.flags import SafetyFlag, flag_names
 from hardware.safety.motion import MotionLimiter, braking_step
+from hardware.safety.surroundings import Guards
 from hardware.safety.workspace import Workspace
 from robot_rl.core.errors import ConfigError
 from robot_rl.core.robot import Limits, StampedObservation
@@ -170,7 +171,7 @@ def test_an_exception_in_a_stage_is_a_stop(caplog):
     def broken(commands):
         raise RuntimeError("no kinematics today")
 
-    chain = SafetyChain(limits(), DT, workspace=Workspace(-np.ones(3), np.ones(3), kinematics=broken))
+    chain = SafetyChain(limits(), DT, guards=Guards(workspace=Workspace(-np.ones(3), np.ones(3), kinematics=broken)))
     verdict = chain.filter(np.full(3, 0.0001), situation())
     assert flag_names(verdict.flags) == ["exception"]
     assert (verdict.command == 0).all()
@@ -186,7 +187,7 @@ def test_workspace_planes_and_box_hold_whatever_is_asked(seed, kinematic):
     planes = np.concatenate([normals, np.full((3, 1), -0.2)], axis=1)
     kinematics = (lambda commands: commands[:, [1, 2, 0]]) if kinematic else None
     workspace = Workspace(np.full(3, -0.3), np.full(3, 0.3), planes, kinematics)
-    chain = SafetyChain(limits(4), DT, workspace=workspace)
+    chain = SafetyChain(limits(4), DT, guards=Guards(workspace=workspace))
     target = np.zeros(4)
     for k in range(120):
         if k % 20 == 0:

@@ -1,0 +1,71 @@
+"""Stage 8: slows the robot down on its way to a configuration in which its tool can no longer move every way.
+
+The measure is the condition number of the tool's Jacobian: how many times faster the joints must be for the tool's
+worst direction than for its best. As in MoveIt Servo, a motion that raises it is scaled by a share that falls linearly
+from 1 at one threshold to 0 at a second one; a motion that lowers it is left alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from hardware.safety.model import RobotModel
+from robot_rl.core.errors import ConfigError
+
+_SINGULAR = 1e-9
+"""Smallest singular value below which the condition number counts as infinite."""
+
+
+class Singularity:
+    """Where the robot becomes singular; commands are joint positions."""
+
+    def __init__(self, robot: RobotModel, slow: float = 17.0, stop: float = 30.0) -> None:
+        """Set the thresholds; the defaults are those of MoveIt Servo.
+
+        Args:
+            robot: model with the tool.
+            slow: condition number from which motions that raise it are slowed down.
+            stop: condition number that no command, nor the stop after it, exceeds.
+
+        Raises:
+            ConfigError: the thresholds are not 1 <= slow < stop.
+        """
+        if not 1.0 <= slow < stop:
+            raise ConfigError(f"singularity thresholds need 1 <= slow < stop, got {slow:g} and {stop:g}")
+        self.robot, self.slow, self.stop = robot, slow, stop
+        self._last: tuple[np.ndarray, float] | None = None
+
+    def condition(self, command: np.ndarray) -> float:
+        """Return the largest over the smallest singular value of the tool's Jacobian at ``command`` (A,).
+
+        Fewer than six joints span fewer directions: the smallest singular value is then that of what they span.
+        """
+        values = np.linalg.svd(self.robot.jacobian(command), compute_uv=False)
+        if not np.isfinite(values).all():
+            raise ValueError("the Jacobian holds a value that is not finite")
+        return float(values[0] / values[-1]) if values[-1] > _SINGULAR else math.inf
+
+    def share(self, position: np.ndarray, command: np.ndarray) -> float:
+        """Return which share of the motion from ``position`` (A,) to ``command`` (A,) is permitted, in [0, 1]."""
+        there = self.condition(command)
+        before = self._last
+        self._last = (command, there)
+        if there <= self.slow:
+            return 1.0
+        here = before[1] if before is not None and np.array_equal(before[0], position) else self.condition(position)
+        if there <= here:
+            return 1.0
+        return max(0.0, (self.stop - there) / (self.stop - self.slow))
+
+    def excess(self, commands: np.ndarray, permitted: float = 0.0) -> float:
+        """Return by how much the worst condition number of a path of ``commands`` (T, A) exceeds ``stop``.
+
+        The whole path is judged only where its beginning or its end is beyond ``slow``: on the short way of a stop the
+        number does not rise to ``stop`` and fall again.
+        """
+        worst = max(self.condition(commands[0]), self.condition(commands[-1]))
+        if worst > self.slow and worst <= self.stop + permitted:
+            worst = max(worst, *(self.condition(one) for one in commands[1:-1]), -math.inf)
+        return worst - self.stop
