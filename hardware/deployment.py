@@ -34,6 +34,7 @@ from hardware.deployment_report import DeploymentReport, make_report
 from hardware.executor import Executor, ExecutorConfig, ticks_per_step
 from hardware.policy_process import PolicyReport, serve, trace_network
 from hardware.recorder import Recorder
+from hardware.robots.build import build_robot
 from hardware.teleop.keyboard import KeyboardTeleop, key_map
 from hardware.teleop.script import ScriptedTeleop, load_script
 from hardware.transport import ExecutorStatus, InProcessTransport
@@ -62,8 +63,10 @@ class DeploymentConfig:
     """Robot by name (`robot-rl list robots`)."""
     task: str = "peg_insert"
     """Task that the simulated robot is in (`robot-rl list tasks`)."""
+    robot_config: Path | None = None
+    """YAML file of the robot's settings and of its cameras; see docs/robots.md."""
     robot_options: tuple[str, ...] = ()
-    """Further options of the robot, each name=value."""
+    """Further settings of the robot, each name=value; they win over the file's."""
     transport: Literal["auto", "ros", "inprocess"] = "auto"
     """How policy and executor talk: ros runs them as two ROS 2 processes, inprocess as threads of this one; auto takes
     ros where it is installed."""
@@ -145,13 +148,8 @@ def choose_transport(wanted: str) -> tuple[str, str]:
 
 
 def make_robot(config: DeploymentConfig) -> Robot:
-    """Build the robot, not connected; raises `ConfigError` for an option that it does not know."""
-    try:
-        return registry.load("robots", config.robot)(**_robot_options(config))
-    except TypeError as error:
-        if "argument" in str(error):
-            raise ConfigError(f"robot '{config.robot}': {error}") from error
-        raise
+    """Build the robot, not connected; raises `RobotRLError` for a setting that it does not know."""
+    return build_robot(config.robot, _robot_options(config), config.robot_config)
 
 
 def _robot_options(config: DeploymentConfig) -> dict[str, Any]:
@@ -332,6 +330,7 @@ def _over_ros(
         policy=config.policy,
         robot=config.robot,
         robot_options=_robot_options(config),
+        robot_config=config.robot_config,
         executor_options=dataclasses.asdict(settings),
         seconds=config.duration,
         record=config.record,

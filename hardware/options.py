@@ -66,7 +66,8 @@ def _as(kind: Any, value: Any) -> Any:
     if origin in (Union, UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _as(next(one for one in arguments if one is not type(None)), value)
+        kinds = [one for one in arguments if one is not type(None)]
+        return _as(next((one for one in kinds if one is type(value)), kinds[0]), value)
     if origin is Literal:
         if value not in arguments:
             raise ValueError

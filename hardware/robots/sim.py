@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class SimRobot(EnvRobot):
         restart: bool = True,
         lock_step: bool = False,
         trace: str | Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
         **options: Any,
     ) -> None:
         """Build the task.
@@ -43,13 +45,14 @@ class SimRobot(EnvRobot):
             restart: set up a new scene when an episode ends.
             lock_step: nothing moves until `advance` is called (tests).
             trace: file for the commands of every tick, written at the end; enough to repeat the run exactly.
+            clock: monotonic time in seconds; that of the simulation where it does not run in real time.
             **options: of the task.
 
         Raises:
             UnknownNameError: no such task; the message suggests the nearest.
         """
         env = make_env(task, 1, seed=seed, threads=1, **options)
-        super().__init__(env, tick_rate_hz=tick_rate_hz, restart=restart, seed=seed, lock_step=lock_step)
+        super().__init__(env, tick_rate_hz=tick_rate_hz, restart=restart, seed=seed, lock_step=lock_step, clock=clock)
         self.task = task
         self._trace = Path(trace) if trace else None
         self._ticks_done: list[tuple[float, np.ndarray]] = []

@@ -152,6 +152,8 @@ class RosDeployment:
     """Run the policy's network without Python between its operations; see `hardware.policy_process.trace_network`."""
     operator_rate_hz: float = 50.0
     """How often the operator's device is read and sent (its heartbeat)."""
+    robot_config: Path | None = None
+    """YAML file of the robot's settings and of its cameras."""
 
 
 def run_ros_deployment(
@@ -210,6 +212,8 @@ def policy_command(deployment: RosDeployment) -> list[str]:
 def executor_command(deployment: RosDeployment) -> list[str]:
     """Return the command line of the executor process."""
     command = [sys.executable, "-m", "hardware.ros.executor_node", "--robot", deployment.robot]
+    if deployment.robot_config is not None:
+        command += ["--robot-config", str(deployment.robot_config)]
     for flag, options in (
         ("robot-options", deployment.robot_options),
         ("executor-options", deployment.executor_options),

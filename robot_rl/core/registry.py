@@ -15,6 +15,7 @@ GROUPS = {
     "tasks": "task",
     "robots": "robot",
     "teleop": "operator device",
+    "cameras": "camera",
     "policies": "policy",
     "heads": "head",
     "backbones": "backbone",

@@ -1,0 +1,1 @@
+"""Cameras, each with a thread of its own, and the robots that they are mounted on."""
