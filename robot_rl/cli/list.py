@@ -18,7 +18,8 @@ class Config:
     """Settings of ``robot-rl list``."""
 
     group: Annotated[str, tyro.conf.Positional] = "all"
-    """What to list: all, tasks, robots, teleop, cameras, policies, heads, backbones, finetuners, datasets or commands."""
+    """What to list: all, tasks, robots, teleop, cameras, policies, heads, backbones, finetuners, datasets or
+    commands."""
 
 
 def run(config: Config) -> None:
