@@ -35,6 +35,7 @@ from hardware.executor import Executor, ExecutorConfig, ticks_per_step
 from hardware.policy_process import PolicyReport, serve, trace_network
 from hardware.recorder import Recorder
 from hardware.robots.build import build_robot
+from hardware.safety.protection import Protection
 from hardware.teleop.keyboard import KeyboardTeleop, key_map
 from hardware.teleop.script import ScriptedTeleop, load_script
 from hardware.transport import ExecutorStatus, InProcessTransport
@@ -89,6 +90,9 @@ class DeploymentConfig:
     """Run the policy's network without Python between its operations: the same numbers, about a quarter sooner."""
     domain_id: int | None = None
     """ROS 2 domain; by default ROS_DOMAIN_ID, or 0."""
+    safety: Path | None = None
+    """Safety file (YAML): profile, jerk, workspace, what must stay apart, singularities, forces; see docs/deployment.md
+    and launch/params/safety_peg.yaml. Without it the robot's own limits and all watchdogs hold."""
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     """The control loop; execute_steps is taken from the policy."""
 
@@ -110,6 +114,7 @@ def deploy(config: DeploymentConfig, on_status: StatusListener | None = None) ->
     robot = make_robot(config)
     policy.spec.require(robot.spec, f"policy '{config.policy}'", f"robot '{config.robot}' ({config.task})")
     ticks_per_step(config.executor.tick_rate_hz, robot.spec.rate_hz)
+    _protection(config, robot)
     closed = bool(policy.closed_loop)
     settings = dataclasses.replace(
         config.executor,
@@ -145,6 +150,15 @@ def choose_transport(wanted: str) -> tuple[str, str]:
     if wanted == "auto":
         return "inprocess", "ROS 2 is not installed: policy and executor ran in one process, and nothing was published."
     return "inprocess", "As asked for, policy and executor ran in one process, without ROS 2."
+
+
+def _protection(config: DeploymentConfig, robot: Robot) -> Protection | None:
+    """Return what the safety file says of the robot; its mistakes are found before anything is started."""
+    if config.safety is None:
+        return None
+    from hardware.safety.settings import protection_from
+
+    return protection_from(config.safety, robot, 1.0 / config.executor.tick_rate_hz)
 
 
 def make_robot(config: DeploymentConfig) -> Robot:
@@ -234,7 +248,8 @@ def _in_process(
     """Run policy and executor as threads; return what both report."""
     transport = InProcessTransport()
     recorder = Recorder(config.record, robot.spec, task=config.task) if config.record else None
-    executor = Executor(robot, transport.executor, settings, teleop=teleop, recorder=recorder)
+    protection = _protection(config, robot)
+    executor = Executor(robot, transport.executor, settings, teleop=teleop, recorder=recorder, protection=protection)
     stop, policy_stop, served = threading.Event(), threading.Event(), []
     failures: list[BaseException] = []
 
@@ -331,6 +346,7 @@ def _over_ros(
         robot=config.robot,
         robot_options=_robot_options(config),
         robot_config=config.robot_config,
+        safety=config.safety,
         executor_options=dataclasses.asdict(settings),
         seconds=config.duration,
         record=config.record,

@@ -25,6 +25,7 @@ import numpy as np
 
 from hardware.arbiter import DRIVEN, Arbiter, ArbiterConfig, Mode
 from hardware.journal import RunTimes, StepJournal, report_of, status_of
+from hardware.lease import RobotLease, resource_of
 from hardware.loop import ControlLoop
 from hardware.operator import OperatorInbox
 from hardware.playback import Playback
@@ -104,6 +105,7 @@ class Executor:
         self.times, self.journal = RunTimes(), StepJournal(recorder)
         self.ready = threading.Event()
         """Set when the first chunk has arrived."""
+        self._lease: RobotLease | None = None
         self._may_replace = config.replace_within_tick and getattr(robot, "accepts_replacement", False)
         self._tick = 0
         self._phase, self._tick_time = 0, -np.inf
@@ -117,8 +119,18 @@ class Executor:
     # ---- life cycle -------------------------------------------------------------------------------------------------
 
     def connect(self) -> None:
-        """Connect the robot and take its present place as the first command."""
-        self.port.connect()
+        """Connect the robot and take its present place as the first command.
+
+        Raises:
+            HardwareError: the robot does not answer, or another process controls it.
+        """
+        resource = resource_of(self.robot)
+        self._lease = RobotLease(resource) if resource else None
+        try:
+            self.port.connect()
+        except BaseException:
+            self._give_up_lease()
+            raise
         self.safety.anchor(self.robot.hold_command())
         self.times.connected = self.now()
 
@@ -137,11 +149,17 @@ class Executor:
         self.port.stop()
         self._publish(self.now())
         self.robot.disconnect()
+        self._give_up_lease()
 
     @property
     def robot_confirmed_stop(self) -> bool | None:
         """Whether the robot confirmed the stop at the end."""
         return self.port.confirmed_stop
+
+    def _give_up_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
 
     # ---- one tick ---------------------------------------------------------------------------------------------------
 

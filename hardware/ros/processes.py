@@ -154,6 +154,8 @@ class RosDeployment:
     """How often the operator's device is read and sent (its heartbeat)."""
     robot_config: Path | None = None
     """YAML file of the robot's settings and of its cameras."""
+    safety: Path | None = None
+    """Safety file, see `hardware.safety.settings`."""
 
 
 def run_ros_deployment(
@@ -214,6 +216,8 @@ def executor_command(deployment: RosDeployment) -> list[str]:
     command = [sys.executable, "-m", "hardware.ros.executor_node", "--robot", deployment.robot]
     if deployment.robot_config is not None:
         command += ["--robot-config", str(deployment.robot_config)]
+    if deployment.safety is not None:
+        command += ["--safety", str(deployment.safety)]
     for flag, options in (
         ("robot-options", deployment.robot_options),
         ("executor-options", deployment.executor_options),

@@ -8,6 +8,7 @@ from 1 at one threshold to 0 at a second one; a motion that lowers it is left al
 from __future__ import annotations
 
 import math
+from collections import deque
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class Singularity:
         if not 1.0 <= slow < stop:
             raise ConfigError(f"singularity thresholds need 1 <= slow < stop, got {slow:g} and {stop:g}")
         self.robot, self.slow, self.stop = robot, slow, stop
-        self._last: tuple[np.ndarray, float] | None = None
+        self._recent: deque[tuple[np.ndarray, float]] = deque(maxlen=3)
 
     def condition(self, command: np.ndarray) -> float:
         """Return the largest over the smallest singular value of the tool's Jacobian at ``command`` (A,).
@@ -49,13 +50,8 @@ class Singularity:
 
     def share(self, position: np.ndarray, command: np.ndarray) -> float:
         """Return which share of the motion from ``position`` (A,) to ``command`` (A,) is permitted, in [0, 1]."""
-        there = self.condition(command)
-        before = self._last
-        self._last = (command, there)
-        if there <= self.slow:
-            return 1.0
-        here = before[1] if before is not None and np.array_equal(before[0], position) else self.condition(position)
-        if there <= here:
+        there = self._recall(command)
+        if there <= self.slow or there <= self._recall(position):
             return 1.0
         return max(0.0, (self.stop - there) / (self.stop - self.slow))
 
@@ -65,7 +61,16 @@ class Singularity:
         The whole path is judged only where its beginning or its end is beyond ``slow``: on the short way of a stop the
         number does not rise to ``stop`` and fall again.
         """
-        worst = max(self.condition(commands[0]), self.condition(commands[-1]))
+        worst = max(self._recall(commands[0]), self._recall(commands[-1]))
         if worst > self.slow and worst <= self.stop + permitted:
             worst = max(worst, *(self.condition(one) for one in commands[1:-1]), -math.inf)
         return worst - self.stop
+
+    def _recall(self, command: np.ndarray) -> float:
+        """Return `condition`, computed once for a command that several questions are asked about."""
+        for place, value in self._recent:
+            if np.array_equal(place, command):
+                return value
+        value = self.condition(command)
+        self._recent.append((command, value))
+        return value

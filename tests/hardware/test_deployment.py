@@ -175,3 +175,24 @@ def test_importing_hardware_loads_no_torch_ros_or_simulator():
         "heavy = {'torch', 'rclpy', 'mujoco', 'pyarrow'} & set(sys.modules)\nassert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=os.environ, timeout=60)
+
+
+def test_a_safety_file_reaches_the_chain_and_its_mistakes_come_before_anything_starts(checkpoint, tmp_path):
+    path = tmp_path / "safety.yaml"
+    path.write_text("velocity: 0.05\njerk: 50.0\n")
+    report = deploy(
+        DeploymentConfig(
+            policy=checkpoint,
+            task="navigate",
+            transport="inprocess",
+            duration=1.0,
+            operator="none",
+            safety=path,
+            out=tmp_path / "out",
+            executor=PATIENT,
+        )
+    )
+    assert report.safety["velocity_limited"] + report.safety.get("jerk_limited", 0) > 10
+    path.write_text("velocty: 0.05\n")
+    with pytest.raises(UnknownNameError, match="Did you mean 'velocity'"):
+        deploy(DeploymentConfig(checkpoint, task="navigate", transport="inprocess", safety=path, out=tmp_path))
