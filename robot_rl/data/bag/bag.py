@@ -144,12 +144,16 @@ class SqliteBag(Bag):
             with closing(_connect(file)) as database, _sqlite_errors(file):
                 definitions = _definitions(database)
                 for name, kind, encoding in database.execute("SELECT name, type, serialization_format FROM topics"):
-                    topic = Topic(str(name), str(kind), counts.get(name), definitions.get(kind), str(encoding))
-                    self.topics.setdefault(str(name), topic)
+                    name = mcap.printable(str(name))
+                    topic = Topic(
+                        name, mcap.printable(str(kind)), counts.get(name), definitions.get(kind), str(encoding)
+                    )
+                    self.topics.setdefault(name, topic)
 
     def _messages(self, file: Path, topics: Collection[str] | None) -> Iterator[RawMessage]:
         with closing(_connect(file)) as database, _sqlite_errors(file):
-            names = {int(number): str(name) for number, name in database.execute("SELECT id, name FROM topics")}
+            rows = database.execute("SELECT id, name FROM topics")
+            names = {int(number): mcap.printable(str(name)) for number, name in rows}
             chosen = [number for number, name in names.items() if topics is None or name in topics]
             marks = ",".join("?" * len(chosen))
             rows = database.execute(

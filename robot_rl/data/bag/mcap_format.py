@@ -137,18 +137,23 @@ class Cursor:
         return found
 
 
+def printable(name: str) -> str:
+    """Return a name from a file as it may be shown in a terminal: one line of at most 256 characters."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name[:256])
+
+
 def read_schema(content: bytes | memoryview) -> tuple[int, Schema]:
     """Return number and schema of a record's content."""
     cursor = Cursor(content, "a schema")
     number, name, encoding = cursor.number(2), cursor.text(), cursor.text()
-    return number, Schema(name, encoding, bytes(cursor.take(cursor.number(4))))
+    return number, Schema(printable(name), encoding, bytes(cursor.take(cursor.number(4))))
 
 
 def read_channel(content: bytes | memoryview) -> tuple[int, Channel]:
     """Return number and channel of a record's content."""
     cursor = Cursor(content, "a channel")
     number, schema, topic, encoding = cursor.number(2), cursor.number(2), cursor.text(), cursor.text()
-    return number, Channel(topic, schema, encoding, cursor.text_map())
+    return number, Channel(printable(topic), schema, encoding, cursor.text_map())
 
 
 def read_message(content: memoryview) -> Message:
