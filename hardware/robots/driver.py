@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from hardware.settings import rate_elements
 from robot_rl.core.errors import HardwareError, MissingDependencyError
 from robot_rl.core.robot import Limits, RobotState, StampedObservation, StopKind
 from robot_rl.core.spec import Spec
@@ -68,6 +69,8 @@ class Driver(ABC):
         self._in_a_row, self._reason = 0, ""
         self._connected_at = -np.inf
         self._latest: tuple[StampedObservation, np.ndarray] | None = None
+        self._sent: deque[tuple[float, np.ndarray]] = deque(maxlen=2)
+        self._rates = rate_elements(self)
         self._first = threading.Event()
 
     # ---- the contract -----------------------------------------------------------------------------------------------
@@ -87,6 +90,7 @@ class Driver(ABC):
         self.failures = self._in_a_row = 0
         self._reason, self._latest = "", None
         self._first.clear()
+        self._sent.clear()
         self._connected_at = self._now()
         try:
             self._open()
@@ -121,6 +125,7 @@ class Driver(ABC):
         self.spec.action.validate(np.asarray(action), "command")
         sent = np.clip(np.asarray(action, float), self.limits.low, self.limits.high)
         self._send(sent)
+        self._sent.append((self._now(), sent))
         return sent
 
     def stop(self, kind: StopKind = StopKind.CONTROLLED) -> bool:
@@ -226,29 +231,72 @@ class Driver(ABC):
     def _last_stamp(self) -> float:
         return self._connected_at if self._latest is None else self._latest[0].stamp
 
-    def _stands(self, places: Callable[[], np.ndarray], still: np.ndarray, seconds: float, since: float = 0.1) -> bool:
-        """Return whether ``places()`` (A,) stays within ``still`` (A,) over ``since`` s before ``seconds`` are over."""
+    def _to_standstill(self, kind: StopKind, period: float) -> list[np.ndarray]:
+        """Return the commands (A,), every ``period`` s, that stop the robot.
+
+        A hold is where the robot is now, and zero for rates; a controlled stop brakes from the last two commands.
+        """
+        if kind is StopKind.HOLD or not self._sent:
+            return [self.hold_command()]
+        last = self._sent[-1][1]
+        speed = np.zeros(last.shape)
+        if len(self._sent) == 2 and self._now() - self._sent[1][0] <= 0.2:
+            (before, first), (after, second) = self._sent
+            speed = (second - first) / max(after - before, 1e-3)
+        return braking(last, speed, self.limits, period, self._rates)
+
+    def _stands(
+        self,
+        still: np.ndarray | float,
+        seconds: float,
+        measure: Callable[[StampedObservation, np.ndarray], np.ndarray] = lambda seen, place: place,
+        since: float = 0.1,
+    ) -> bool:
+        """Return whether new measurements show a standstill of ``since`` s before ``seconds`` are over.
+
+        Args:
+            still: (A,) how much what is measured may change meanwhile.
+            seconds: patience.
+            measure: what is looked at, from the observation and the holding command; by default the latter.
+            since: length of the standstill in seconds.
+        """
         deadline = self._now() + seconds
+        last = self._newest()[0].seq
         seen: deque[tuple[float, np.ndarray]] = deque()
-        while (now := self._now()) <= deadline:
-            place = places()
-            seen.append((now, place))
-            if (np.abs(np.stack([one for _, one in seen]) - place) > still).any():
+        while self._now() <= deadline:
+            observation, place = self._newest()
+            if observation.seq == last:
+                time.sleep(0.002)
+                continue
+            last, value = observation.seq, measure(observation, place)
+            if any((np.abs(one - value) > still).any() for _, one in seen):
                 seen.clear()
-            elif seen and now - seen[0][0] >= since:
+            seen.append((observation.stamp, value))
+            if observation.stamp - seen[0][0] >= since:
                 return True
-            time.sleep(0.005)
         return False
 
 
-def braking(command: np.ndarray, speed: np.ndarray, limits: Limits, dt: float) -> list[np.ndarray]:
-    """Return commands (A,) every ``dt`` s that bring ``speed`` (A,) per second to zero within the limits."""
-    speed = np.clip(speed, -np.asarray(limits.velocity), np.asarray(limits.velocity))
-    change = np.asarray(limits.acceleration) * dt
+def braking(
+    command: np.ndarray, speed: np.ndarray, limits: Limits, dt: float, rates: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """Return commands (A,) every ``dt`` s that bring the robot to rest within the limits, at least one.
+
+    Args:
+        command: (A,) the last command.
+        speed: (A,) its change per second.
+        limits: of the robot.
+        dt: seconds between commands.
+        rates: (A,) bool, elements that are rates: they go to zero at once as fast as the limits let them.
+    """
+    largest, change = np.asarray(limits.velocity, float), np.asarray(limits.acceleration, float) * dt
+    rates = np.zeros(command.shape, bool) if rates is None else rates
+    speed = np.where(rates, 0.0, np.clip(speed, -largest, largest))
     path = []
-    while speed.any():
+    while not path or speed.any() or command[rates].any():
         speed = np.sign(speed) * np.maximum(np.abs(speed) - change, 0.0)
-        command = np.clip(command + speed * dt, limits.low, limits.high)
+        slower = np.sign(command) * np.maximum(np.abs(command) - largest * dt, 0.0)
+        command = np.clip(np.where(rates, slower, command + speed * dt), limits.low, limits.high)
         path.append(command)
     return path
 
@@ -269,7 +317,6 @@ class PolledDriver(Driver):
         self._thread: threading.Thread | None = None
         self._pending: np.ndarray | None = None
         self._jobs: deque[tuple[Callable[[], Any], _Answer]] = deque()
-        self._sent: deque[tuple[float, np.ndarray]] = deque(maxlen=2)
 
     @abstractmethod
     def _read(self) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
@@ -284,7 +331,6 @@ class PolledDriver(Driver):
         self._wake.clear()
         self._ended.clear()
         self._pending = None
-        self._sent.clear()
         self._thread = threading.Thread(target=self._run, name=f"driver-{type(self).__name__}", daemon=True)
         self._thread.start()
 
@@ -313,13 +359,6 @@ class PolledDriver(Driver):
             raise answer.error
         return answer.value
 
-    def _velocity(self) -> np.ndarray:
-        """Return the speed (A,) of the last two commands; zero where they are old."""
-        if len(self._sent) < 2 or self._now() - self._sent[-1][0] > 0.2:
-            return np.zeros(self.spec.action.shape)
-        (before, first), (after, second) = self._sent
-        return (second - first) / max(after - before, self._period)
-
     def _run(self) -> None:
         deadline = self._now()
         while not self._ended.is_set():
@@ -345,7 +384,6 @@ class PolledDriver(Driver):
         action, self._pending = self._pending, None
         if action is not None and self._state is RobotState.READY:
             self._guarded(lambda: self._write(action))
-            self._sent.append((self._now(), action))
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from hardware.robots.driver import DriverConfig, PolledDriver, braking
+from hardware.robots.driver import DriverConfig, PolledDriver
 from hardware.servo.bus import ServoAlarmError, ServoBus
 from hardware.servo.calibration import RADIANS, Calibration
 from robot_rl.core.errors import ConfigError
@@ -132,32 +132,21 @@ class ServoArm(PolledDriver):
         if kind is StopKind.DRIVES_OFF:
             self._in_thread(self._power_off, self.config.stop_timeout)
             return True
-        self._in_thread(lambda: self._brake(kind), self.config.stop_timeout)
-        return self._stands(self._angles, np.full(len(self._ids), _STILL), self.config.stop_timeout)
-
-    def _angles(self) -> np.ndarray:
-        return self._newest()[1]
+        path = self._to_standstill(kind, self._period)
+        self._in_thread(lambda: self._follow(path), self.config.stop_timeout)
+        return self._stands(_STILL, self.config.stop_timeout)
 
     def _power_off(self) -> None:
         for servo in self._ids:
             self._watch(servo, 0.0)
             self.bus.set(servo, "torque", 0)
 
-    def _brake(self, kind: StopKind) -> None:
-        """Send goals to a standstill, and the last one with every servo's acknowledgement."""
-        last = self._sent[-1][1] if self._sent else None
-        if kind is StopKind.HOLD or last is None or not self._velocity().any():
-            self._measured(*self._read())
-            goal = self._angles() if kind is StopKind.HOLD or last is None else last
-        else:
-            goal = last
-            for step in braking(last, self._velocity(), self.limits, self._period):
-                self._write(step)
-                self._sent.append((self._now(), step))
-                goal = step
-                time.sleep(self._period)
-        goal = np.clip(goal, self.limits.low, self.limits.high)
-        for joint, angle in zip(self.calibration.joints.values(), goal, strict=True):
+    def _follow(self, path: list[np.ndarray]) -> None:
+        """Send the goals of ``path`` one after the other, and the last one with every servo's acknowledgement."""
+        for goal in path[:-1]:
+            self._write(goal)
+            time.sleep(self._period)
+        for joint, angle in zip(self.calibration.joints.values(), path[-1], strict=True):
             self.bus.write(joint.id, "goal_position", joint.position(angle, self._positions[joint.id]))
         self._sent.clear()
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from hardware.cameras.base import BaseCamera, CameraConfig
 from hardware.ros.convert import from_time
+from hardware.ros.driver import unique_name
 from hardware.ros.endpoint import Endpoint, quality
 from robot_rl.core.errors import DataError
 
@@ -60,7 +61,7 @@ class RosCamera(BaseCamera):
     def _start(self) -> None:
         from sensor_msgs.msg import Image
 
-        self._endpoint = Endpoint("camera", namespace="")
+        self._endpoint = Endpoint(unique_name("camera"), namespace="")
         # Best effort is compatible with publishers of both kinds, and depth 1 drops what is old.
         self._endpoint.subscribe(Image, self.config.topic, self._receive, quality(1, reliable=False))
         self._endpoint.start()

@@ -1,14 +1,28 @@
 """Robots on the bench: every driver with the emulator of its robot, and hands on the cable. Imported by the tests."""
 
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
 from hardware.emulators.servo_bus import ServoBusEmulator
 from hardware.robots.fake import FakeRobot, FaultyRobot
 from hardware.robots.servo_arm import SIX_JOINTS, SO101, Koch, ServoArmConfig
 from hardware.servo.calibration import Calibration, Joint
 from hardware.servo.family import DYNAMIXEL, FEETECH
 
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 60.0
+"""Seconds to wait for processes, which take long to start where others compute."""
+
 
 class FakeBench:
     """A robot without a cable: it is silenced by the wrapper of faults."""
+
+    counts = False
 
     def __init__(self, folder):
         self.robot = FaultyRobot(FakeRobot(camera=True))
@@ -35,6 +49,9 @@ def six_joints(family, model):
 class ServoBench:
     """A servo arm on a pseudo terminal."""
 
+    counts = True
+    """Whether the driver asks for measurements, and counts those that do not come."""
+
     def __init__(self, folder, family, driver):
         self.bus = ServoBusEmulator(family).open()
         calibration = six_joints(family, next(iter(family.models)))
@@ -57,8 +74,63 @@ class ServoBench:
         self.bus.close()
 
 
+class RosBench:
+    """A robot on ROS 2 topics, in a process of its own."""
+
+    counts = False
+
+    def __init__(self, folder, kind, options, driver, config):
+        pytest.importorskip("nav_msgs", reason="ROS 2 is not installed: pip install 'robot-rl[ros]'")
+        command = [sys.executable, "-m", "hardware.emulators.ros_robot", kind, *options]
+        self.process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+        self.config = config
+        self.robot = driver(config)
+
+    def hiccup(self, times):
+        self.process.send_signal(signal.SIGSTOP)
+        time.sleep(0.1)
+        self.process.send_signal(signal.SIGCONT)
+
+    def silence(self):
+        self.process.send_signal(signal.SIGSTOP)
+
+    def close(self):
+        self.process.send_signal(signal.SIGCONT)
+        self.robot.disconnect()
+        self.process.kill()
+        self.process.wait()
+
+
+JOINTS = ("shoulder", "elbow", "gripper")
+ARM = {
+    "joints": JOINTS,
+    "low": (-2.0,) * 3,
+    "high": (2.0,) * 3,
+    "max_velocity": (2.0,) * 3,
+    "max_acceleration": (10.0,) * 3,
+}
+
+
+def ros_arm(folder, controller="forward", **settings):
+    from hardware.ros.arm import RosArm, RosArmConfig
+
+    config = RosArmConfig(controller=controller, connect_timeout=PATIENCE, **{**ARM, **settings})
+    return RosBench(folder, "arm", ["--joints", *JOINTS, "--controller", controller], RosArm, config)
+
+
+def ros_base(folder, stamped=False, **settings):
+    from hardware.ros.base import RosBase, RosBaseConfig
+
+    config = RosBaseConfig(stamped=stamped, scan_topic="/scan", connect_timeout=PATIENCE, **settings)
+    return RosBench(folder, "base", ["--stamped"] if stamped else [], RosBase, config)
+
+
 BENCHES = {
     "fake": FakeBench,
     "so101": lambda folder: ServoBench(folder, FEETECH, SO101),
     "koch": lambda folder: ServoBench(folder, DYNAMIXEL, Koch),
+    "ros_arm_forward": ros_arm,
+    "ros_arm_trajectory": lambda folder: ros_arm(folder, "trajectory", velocities=True),
+    "ros_base": ros_base,
+    "ros_base_stamped": lambda folder: ros_base(folder, stamped=True),
 }

@@ -13,9 +13,11 @@ from robot_rl.core.errors import HardwareError
 from robot_rl.core.robot import RobotState, StopKind
 from robot_rl.core.robot_testing import check_robot, fails_within, refusal
 
+pytestmark = [pytest.mark.ros, pytest.mark.timeout(200)]
+
 
 @pytest.fixture(params=BENCHES)
-def bench(request, tmp_path):
+def bench(request, tmp_path, ros_domain):
     made = BENCHES[request.param](tmp_path)
     yield made
     made.close()
@@ -29,30 +31,23 @@ def test_simulated_robots_keep_the_contract():
     check_robot(lambda: SimRobot("navigate"))
 
 
-def test_a_few_lost_exchanges_are_counted_and_forgiven(bench):
+def test_lost_exchanges_are_forgiven_and_silence_is_a_fault_that_says_why(bench):
     robot = bench.robot
     robot.connect()
-    before = robot.observe().seq
+    hold, before = robot.hold_command(), robot.observe().seq
     bench.hiccup(3)
-    deadline = time.monotonic() + 3.0
+    deadline = time.monotonic() + 5.0
     while robot.observe().seq < before + 5:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert robot.state() is RobotState.READY
-    if hasattr(robot, "failures"):
-        assert robot.failures >= 1, "the lost exchanges were counted"
-    assert robot.stop()
-
-
-def test_a_robot_that_falls_silent_is_a_fault_that_says_why_and_never_confirms_a_stop(bench):
-    robot = bench.robot
-    robot.connect()
-    hold = robot.hold_command()
+    if bench.counts:
+        assert 1 <= robot.failures <= 5
     bench.silence()
-    error = fails_within(robot, 3.0)
-    assert len(str(error)) > 20
-    assert "\n" not in str(error)
-    assert refusal(lambda: robot.command(hold))
+    message = str(fails_within(robot, 5.0))
+    assert len(message) > 20
+    assert "\n" not in message
+    assert refusal(lambda: robot.command(hold)), "a robot that has failed takes no command"
     assert refusal(lambda: robot.stop(StopKind.CONTROLLED)) or robot.stop(StopKind.CONTROLLED) is False
 
 
@@ -68,6 +63,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.parametrize("bench", ["fake", "so101", "ros_arm_forward"], indirect=True)
 def test_every_fault_that_is_injected_shows_and_leaves_with_it(bench):
     robot = FaultyRobot(bench.robot)
     bench.robot.connect()
