@@ -106,7 +106,8 @@ class Executor:
         self.ready = threading.Event()
         """Set when the first chunk has arrived."""
         self._lease: RobotLease | None = None
-        self._may_replace = config.replace_within_tick and getattr(robot, "accepts_replacement", False)
+        self._may_stop = bool(getattr(robot, "accepts_replacement", False))
+        self._may_replace = config.replace_within_tick and self._may_stop
         self._tick = 0
         self._phase, self._tick_time = 0, -np.inf
         self.replaceable = False
@@ -234,6 +235,27 @@ class Executor:
             self.arbiter.stop(now, "exception")
             self.safety.note(SafetyFlag.EXCEPTION, now)
             return False
+
+    def stop_between_ticks(self) -> bool:
+        """Answer an emergency stop that was pressed between two ticks: brake instead of the present tick's command.
+
+        Only on a robot that takes a second command; on others the next tick brakes. Returns whether it did.
+        """
+        if not self._may_stop or self.arbiter.mode is Mode.STOPPED or not self.link.poll_estop():
+            return False
+        now = self.now()
+        self.replaceable = False
+        self.arbiter.stop(now, "emergency_stop")
+        try:
+            verdict = self.safety.stop(now)
+            flags = verdict.flags | SafetyFlag.REPLACED_WITHIN_TICK | self._send(verdict.command, replacement=True)
+            self.journal.tick(flags, self.arbiter.mode, self.arbiter.reason, self.arbiter.writer, None)
+        except Exception:
+            logger.exception("executor: exception between ticks; the next tick brakes")
+            self.safety.note(SafetyFlag.EXCEPTION, now)
+        self._cut_power()
+        self._publish(now)
+        return True
 
     def _replace(self, now: float) -> bool:
         if not self._take_chunks(now, self._phase):

@@ -49,13 +49,20 @@ class ControlLoop:
             self._settle(rate)
 
     def idle(self, seconds: float) -> None:
-        """Sleep until the next tick; a chunk that comes in time for it replaces the present tick's command."""
+        """Sleep until the next tick; a chunk that comes in time for it replaces the present tick's command.
+
+        So does the brake of an emergency stop, whoever drives.
+        """
         executor = self.executor
         until = executor.now() + seconds
-        while executor.replaceable and (left := until - _RESERVE - executor.now()) > 0:
-            if not executor.link.wait_chunk(left):
+        while (left := until - _RESERVE - executor.now()) > 0:
+            if executor.link.poll_estop():
+                executor.stop_between_ticks()
                 break
-            executor.replace_command()
+            if executor.replaceable and executor.link.wait_chunk(left):
+                executor.replace_command()
+            elif not executor.link.wait_estop(0.0 if executor.replaceable else left):
+                break
         remaining = until - executor.now()
         if remaining > 0:
             time.sleep(remaining)

@@ -3,8 +3,8 @@
 Three streams and nothing else: observations go to the policy, chunks come back, and a status is published; operator
 readings and an emergency stop may also arrive here (a local device works as well). Rules that every carrier keeps:
 
-* No call blocks the executor: ``send_*`` and ``publish_*`` queue or drop, ``poll_*`` return at once, and
-  ``wait_chunk`` returns in time for the next tick.
+* No call blocks the executor: ``send_*`` and ``publish_*`` queue or drop, ``poll_*`` return at once, and ``wait_*``
+  return in time for the next tick.
 * ``poll_chunk`` and ``poll_operator`` hand over each message once, oldest first; the caller drains them every tick.
 * ``StampedObservation.seq`` is the policy step; a chunk repeats it in ``observation_seq``. A sequence number that does
   not grow starts a new episode (the policy forgets its history); a gap means that steps passed unseen.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -71,7 +72,10 @@ class ExecutorLink(Protocol):
         """Return the oldest chunk not yet read, or None."""
 
     def wait_chunk(self, timeout: float) -> bool:
-        """Wait up to ``timeout`` seconds for a chunk; return whether one is there. The only call that may wait."""
+        """Wait up to ``timeout`` seconds for a chunk; return whether one is there. An emergency stop ends the wait."""
+
+    def wait_estop(self, timeout: float) -> bool:
+        """Wait up to ``timeout`` seconds for an emergency stop to be pressed; return whether one is."""
 
     def poll_operator(self) -> OperatorInput | None:
         """Return the oldest operator reading not yet read, or None; its stamp is the time of receipt here."""
@@ -142,6 +146,7 @@ class InProcessTransport:
     def set_estop(self, pressed: bool) -> None:
         """Press or release a remote emergency stop (the executor's latch stays until it is reset)."""
         self._estop = pressed
+        self._answered.set()
 
 
 class InProcessExecutorLink:
@@ -171,6 +176,10 @@ class InProcessExecutorLink:
     def poll_operator(self) -> OperatorInput | None:
         """Return the oldest operator reading not yet read, or None."""
         return _pop(self._transport._operator)
+
+    def wait_estop(self, timeout: float) -> bool:
+        """Wait up to ``timeout`` seconds for the remote emergency stop; return whether it is pressed."""
+        return wait_until(self.poll_estop, self._transport._answered, timeout)
 
     def poll_estop(self) -> bool:
         """Return whether the remote emergency stop is pressed."""
@@ -213,6 +222,19 @@ def wait_for(queue: deque[T], filled: threading.Event, timeout: float) -> bool:
     if not queue and timeout > 0:
         filled.wait(timeout)
     return bool(queue)
+
+
+def wait_until(happened: Callable[[], bool], changed: threading.Event, timeout: float) -> bool:
+    """Wait up to ``timeout`` seconds for ``happened()``, asked whenever ``changed`` is set; return whether it did."""
+    end = time.monotonic() + timeout
+    while not happened():
+        left = end - time.monotonic()
+        if left <= 0:
+            return False
+        changed.clear()
+        if not happened():
+            changed.wait(left)
+    return True
 
 
 def _pop(queue: deque[T]) -> T | None:

@@ -30,7 +30,7 @@ from typing import Any
 
 from hardware.ros import convert
 from hardware.ros.endpoint import Endpoint, quality
-from hardware.transport import ExecutorStatus, wait_for
+from hardware.transport import ExecutorStatus, wait_for, wait_until
 from robot_rl.core.errors import HardwareError
 from robot_rl.core.policy import ActionChunk
 from robot_rl.core.robot import StampedObservation
@@ -115,6 +115,10 @@ class RosExecutorLink:
         """Return the oldest operator reading not yet read, or None; its stamp is the time of receipt here."""
         return self._operator.popleft() if self._operator else None
 
+    def wait_estop(self, timeout: float) -> bool:
+        """Wait up to ``timeout`` seconds for the e-stop topic to say pressed; return whether it does."""
+        return wait_until(self.poll_estop, self._answered, timeout)
+
     def poll_estop(self) -> bool:
         """Return whether the newest message on the e-stop topic says pressed."""
         return self._estop
@@ -147,6 +151,7 @@ class RosExecutorLink:
         if message.data and not self._estop:
             logger.warning("emergency stop pressed on topic '%s'", ESTOP)
         self._estop = bool(message.data)
+        self._answered.set()
 
 
 class RosPolicyLink:

@@ -14,7 +14,8 @@ one leaves no trace. Both commands being possible successors of the same state, 
 element, and both keep the position range, the workspace and the braking distance: for a robot that follows its newest
 command this is a detour within one tick's reach, never a motion out of bounds. If the robot misses the replacement, it
 is where the replaced command led, one such difference from what the chain believes; a missed command of a tick leaves
-more (``V dt``). What would brake or stop replaces nothing: the next tick answers it, as always.
+more (``V dt``). What would brake or stop replaces nothing: the next tick answers it, as always. Only an emergency stop
+does not wait for that (`SafetyChain.stop`): the brake is a permitted successor of the state before the tick, too.
 
 This is software on a general-purpose computer and no certified safety function.
 """
@@ -114,6 +115,7 @@ class SafetyChain:
         self._positions = ~self._motion.resting
         self._lagging = 0
         self._before: tuple[MotionState, int] | None = None
+        self._origin: MotionState | None = None
         self._flags = 0
         self._logged: dict[str, float] = {}
 
@@ -147,12 +149,13 @@ class SafetyChain:
         """Start from ``command`` (A,) at rest, on connecting or after a reset of the scene."""
         self._motion.anchor(command)
         self._lagging = 0
-        self._before = None
+        self._before = self._origin = None
 
     def filter(self, target: np.ndarray | None, situation: Situation) -> Verdict:
         """Return what may be sent instead of ``target`` (A,); None asks for a stop and a hold."""
         flags = 0
-        self._before = (self._motion.save(), self._lagging)
+        self._origin = self._motion.save()
+        self._before = (self._origin, self._lagging)
         try:
             flags = self._forces(situation)
             command, flags = self._decide(target, situation, flags)
@@ -192,6 +195,26 @@ class SafetyChain:
         if flags & ~self._flags:
             self.note(flags & ~self._flags, situation.now)  # the others of this tick are counted already
         return Verdict(command, int(flags))
+
+    def stop(self, now: float) -> Verdict:
+        """Brake at once: replace the command of the present tick, or the one that replaced it, by a brake.
+
+        It is the brake that would have followed the state before the tick; with nothing filtered since `anchor`, the
+        command stays.
+        """
+        motion = self._motion
+        if self._origin is not None:
+            after = motion.save()
+            motion.restore(self._origin)
+            command = self._last_resort()
+            if motion.violations(command):
+                motion.restore(after)
+            else:
+                motion.commit(command)
+        self._before = self._origin = None
+        self._flags |= SafetyFlag.EMERGENCY_STOP
+        self.note(SafetyFlag.EMERGENCY_STOP, now)
+        return Verdict(motion.position, SafetyFlag.EMERGENCY_STOP)
 
     def note(self, flags: int, now: float) -> None:
         """Count ``flags``, and name each in the log at most once per second."""

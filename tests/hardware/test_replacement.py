@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -231,6 +232,86 @@ def test_a_pressed_emergency_stop_keeps_the_command():
     assert len(rig.plain.commands) == sent
     rig.tick()
     assert rig.mode == "stopped"
+
+
+def test_an_emergency_stop_between_ticks_brakes_instead_of_the_ticks_command():
+    for replaced in (False, True):
+        rig = late_rig(WanderingPolicy(FakeRobot().spec, speed=0.02))
+        answer_between_ticks(rig, 20)
+        assert rig.executor.safety.moving
+        before, limits = rig.executor.safety.command.copy(), rig.plain.limits
+        step = rig.executor.safety.step.copy()
+        rig.executor.tick()
+        if replaced:
+            rig.server.serve_once()
+            rig.executor.replace_command()
+        assert not rig.executor.stop_between_ticks(), "nobody has pressed it"
+        rig.transport.set_estop(True)
+        assert rig.executor.stop_between_ticks()
+        assert (rig.mode, rig.reason) == ("stopped", "emergency_stop")
+        braked = rig.plain.commands[-1] - before
+        assert (np.abs(braked) <= np.abs(step) + 1e-15).all()
+        assert (np.abs(braked - step) <= limits.acceleration * rig.executor.dt**2 + 1e-15).all()
+        assert not rig.executor.stop_between_ticks(), "once"
+        assert not rig.executor.replace_command()
+        rig.clock.now += rig.executor.dt
+        sizes = rig.moved(60)
+        assert sizes[0] <= np.abs(braked).max()
+        assert (np.diff(sizes) <= 1e-12).all()
+        assert sizes[-1] == 0.0
+        assert rig.executor.safety.counts["post_check_failed"] == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), jerky=st.booleans())
+def test_a_stop_in_any_tick_keeps_every_limit(seed, jerky):
+    rng, size = np.random.default_rng(seed), 8
+    bounds = random_limits(rng, size)
+    if jerky:
+        bounds = replace(bounds, jerk=bounds.acceleration * 10 ** rng.uniform(0, 3, size))
+    chain = SafetyChain(bounds, DT)
+    previous, step, change = chain.command.copy(), np.zeros(size), np.zeros(size)
+    for _ in range(80):
+        sent = chain.filter(rng.uniform(-6, 6, size), situation()).command
+        if rng.random() < 0.3:
+            chain.replace(rng.uniform(-6, 6, size), situation())
+        if rng.random() < 0.3:
+            sent = chain.stop(0.0).command
+        sent = chain.command
+        new = sent - previous
+        assert ((sent >= bounds.low) & (sent <= bounds.high)).all()
+        assert (np.abs(new) <= bounds.velocity * DT).all()
+        assert (np.abs(new - step) <= bounds.acceleration * DT**2).all()
+        assert not jerky or (np.abs(new - step - change) <= bounds.jerk * DT**3).all()
+        previous, step, change = sent, new, new - step
+    assert chain.counts["post_check_failed"] == chain.counts["exception"] == 0
+
+
+def test_waiting_between_ticks_ends_for_an_emergency_stop_and_does_not_spin(monkeypatch):
+    robot = FakeRobot()
+    transport, stop = InProcessTransport(quiet=True), threading.Event()
+    executor = Executor(robot, transport.executor, ExecutorConfig(tick_rate_hz=20.0, max_state_age=1.0))
+    executor.connect()
+    polls = []
+    poll = transport.executor.poll_estop
+    monkeypatch.setattr(transport.executor, "poll_estop", lambda: polls.append(None) or poll())
+    thread = threading.Thread(target=executor.run, args=(stop,))
+    thread.start()
+    try:
+        time.sleep(0.27)  # well between two ticks of 50 ms
+        transport.set_estop(True)
+        pressed = time.monotonic()
+        while executor.arbiter.mode.value != "stopped":
+            assert time.monotonic() - pressed < 1.0
+            time.sleep(1e-4)
+        when = executor.arbiter.changes[-1][0]
+        assert when - pressed < 0.02, "it did not wait for the next tick"
+        polls.clear()
+        time.sleep(0.3)
+        assert len(polls) < 40
+    finally:
+        stop.set()
+        thread.join(5.0)
 
 
 def test_a_broken_chunk_between_ticks_is_answered_on_the_next_tick():
