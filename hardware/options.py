@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -43,6 +44,24 @@ def fill(config_class: type[Config], given: Mapping[str, Any], what: str) -> Con
         return config_class(**values)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{what}: {error}") from error
+
+
+def parse_options(texts: Sequence[str], what: str) -> dict[str, Any]:
+    """Return the values of texts of the form ``name=value``, as numbers and booleans where they read as such.
+
+    Raises:
+        ConfigError: a text of another form; ``what`` names it in the message.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, mark, value = text.partition("=")
+        if not mark or not name:
+            raise ConfigError(f"{what} '{text}' is not of the form name=value")
+        try:
+            found[name] = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -100,6 +100,8 @@ class PolicyServer:
         last, self._seq = self._seq, seq
         if last is None or seq <= last:
             self._runner.reset(self._all)
+            if hasattr(self.policy, "restart"):
+                self.policy.restart()
             self.report.episodes += 1
             return
         for _ in range(min(seq - last - 1, self.policy.horizon)):

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from robot_rl.core.errors import HardwareError
 from robot_rl.core.robot import Limits, Robot, RobotState, StampedObservation, StopKind
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class EnvRobot:
@@ -144,6 +145,11 @@ class EnvRobot:
         """Return an RGB frame (height, width, 3) uint8 of the scene."""
         with self._lock:
             return self.env.render(self.lane)
+
+    def inspect(self, look: Callable[[], T]) -> T:
+        """Return what ``look`` finds in the scene while nothing moves; for scripted operators and verifiers."""
+        with self._lock:
+            return look()
 
     # ---- inside -----------------------------------------------------------------------------------------------------
 
