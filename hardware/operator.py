@@ -36,7 +36,7 @@ class OperatorInbox:
         self.reading: OperatorInput | None = None
         """Newest reading of the device that drives, None before the first."""
         self.dropped = 0
-        """Readings whose motion had the wrong size or was not finite; their events count."""
+        """Readings whose motion or target had the wrong size or was not finite; their events count."""
         self.failed: list[Teleop] = []
         """Local devices that raised; they are not asked again."""
 
@@ -61,7 +61,8 @@ class OperatorInbox:
             if OperatorEvent.TAKE_OVER in reading.events:
                 asking.add(reading.source)
             motion = np.asarray(reading.motion)
-            if motion.shape != (self._size,) or not np.isfinite(motion).all():
+            shown = motion if reading.target is None else np.asarray(reading.target)
+            if motion.shape != (self._size,) or shown.shape != motion.shape or not np.isfinite([motion, shown]).all():
                 self.dropped += 1
                 continue
             before = newest.get(reading.source)
@@ -78,6 +79,13 @@ class OperatorInbox:
         if reading is None or not reading.enabled or self._now() - reading.stamp > timeout:
             return np.zeros(self._size)
         return np.clip(reading.motion, -1.0, 1.0)
+
+    def target(self, timeout: float) -> np.ndarray | None:
+        """Return the command (A,) that the operator shows; None unless the dead-man switch is held and fresh."""
+        reading = self.reading
+        if reading is None or not reading.enabled or self._now() - reading.stamp > timeout:
+            return None
+        return reading.target
 
     def _may_drive(self, reading: OperatorInput, asks: bool) -> bool:
         present = self.reading

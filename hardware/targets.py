@@ -9,6 +9,7 @@ from hardware.operator import OperatorInbox
 from hardware.playback import Playback
 from hardware.safety.chain import SafetyChain
 from hardware.safety.flags import SafetyFlag
+from hardware.safety.motion import braking_step
 from hardware.settings import ExecutorConfig, rate_elements
 from robot_rl.core.robot import Robot
 
@@ -59,8 +60,17 @@ class Targets:
         return wanted, self._playback.stamp, 0
 
     def _driven(self) -> np.ndarray:
-        """Return the operator's command (A,): the last one, moved at the wished speed within the acceleration limit."""
+        """Return the operator's command (A,): the last one, moved within the acceleration limit.
+
+        It moves at the wished speed, or towards the command that the operator shows as fast as it can stop there: a
+        leader arm that stands elsewhere at the takeover draws the robot to itself, and does not throw it.
+        """
         motion = self._operator.motion(self._timeout)
+        shown = self._operator.target(self._timeout)
         step, change = self._safety.step, self._safety.largest_change
-        wish = np.minimum(np.maximum(motion * self.speed * self._dt, step - change), step + change)
+        wish = motion * self.speed * self._dt
+        if shown is not None:
+            way = shown - self._safety.command
+            wish = np.sign(way) * np.minimum(braking_step(np.abs(way), change), self.speed * self._dt)
+        wish = np.minimum(np.maximum(wish, step - change), step + change)
         return np.where(self.resting, motion * self._rate, self._safety.command + wish)

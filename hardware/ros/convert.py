@@ -6,7 +6,8 @@ ours                message                               where things go
 observation vectors ``sensor_msgs/JointState``            ``name`` = ``key/element``, ``position`` = value
 observation image   ``sensor_msgs/Image`` (rgb8)          one message per key, stamp of the exposure
 `ActionChunk`       ``trajectory_msgs/JointTrajectory``   ``points[j].positions`` = action j
-`OperatorInput`     ``sensor_msgs/Joy``                   ``axes`` = motion, ``buttons`` = enabled, then events
+`OperatorInput`     ``sensor_msgs/Joy``                   ``axes`` = motion, then target if it has one; ``buttons`` =
+                                                          enabled, events, whether there is a target
 e-stop              ``std_msgs/Bool``                     true = pressed; latched by its topic
 `ExecutorStatus`    ``diagnostic_msgs/DiagnosticArray``   one status, its fields as key and value
 `Spec`              ``std_msgs/String``                   JSON; latched by its topic
@@ -281,21 +282,29 @@ def to_joy(reading: OperatorInput) -> Joy:
     """Return an operator's reading as a joystick message."""
     from sensor_msgs.msg import Joy
 
-    buttons = [int(reading.enabled)] + [int(event in reading.events) for event in _EVENTS]
+    shown = reading.target is not None
+    buttons = [int(reading.enabled)] + [int(event in reading.events) for event in _EVENTS] + [int(shown)]
     axes = array.array("f", np.asarray(reading.motion, np.float32).tobytes())
+    if shown:
+        axes.frombytes(np.asarray(reading.target, np.float32).tobytes())
     header = to_header(reading.stamp, reading.seq, reading.source)
     return Joy(header=header, axes=axes, buttons=array.array("i", buttons))
 
 
 def from_joy(message: Joy) -> OperatorInput:
     """Return the operator's reading of a joystick message; the inverse of `to_joy`."""
-    if len(message.buttons) != 1 + len(_EVENTS):
-        raise DataError(f"operator message with {len(message.buttons)} buttons, expected {1 + len(_EVENTS)}")
+    expected = 2 + len(_EVENTS)
+    if len(message.buttons) != expected:
+        raise DataError(f"operator message with {len(message.buttons)} buttons, expected {expected}")
     stamp, seq = from_header(message.header)
-    events = tuple(event for event, pressed in zip(_EVENTS, message.buttons[1:], strict=True) if pressed)
-    motion = np.frombuffer(message.axes, np.float32).copy()
+    events = tuple(event for event, pressed in zip(_EVENTS, message.buttons[1:-1], strict=True) if pressed)
+    axes = np.frombuffer(message.axes, np.float32).copy()
+    shown = bool(message.buttons[-1])
+    if shown and len(axes) % 2:
+        raise DataError(f"operator message with {len(axes)} axes, expected as many of a target as of a motion")
+    motion, target = (axes[: len(axes) // 2], axes[len(axes) // 2 :]) if shown else (axes, None)
     source, _, _ = message.header.frame_id.rpartition("#")
-    return OperatorInput(stamp, seq, bool(message.buttons[0]), motion, events, source)
+    return OperatorInput(stamp, seq, bool(message.buttons[0]), motion, events, source, target)
 
 
 def to_bool(pressed: bool) -> Bool:

@@ -44,6 +44,9 @@ class OperatorInput:
     """What was asked for since the last reading."""
     source: str = ""
     """Name of the device, where an operator has several: the one that drives is the one whose loss counts."""
+    target: np.ndarray | None = None
+    """(A,) command that the operator shows, in the action's units, by a device that is itself posed (a leader arm); the
+    robot goes there no faster than by a full motion wish. None for devices that wish for motion alone."""
 
 
 @runtime_checkable

@@ -1,5 +1,7 @@
 """Several operator devices: the one that drives keeps its place, and only its own heartbeat counts."""
 
+import dataclasses
+
 import numpy as np
 from deployment_rig import Rig
 
@@ -73,3 +75,26 @@ def test_a_take_over_counts_though_a_quiet_reading_followed_it():
     transport.send_operator(OperatorInput(1.0, 2, False, quiet, (), "console"))
     assert inbox.poll()[0] == (OperatorEvent.TAKE_OVER,)
     assert inbox.reading.source == "console"
+
+
+def test_a_shown_command_is_approached_at_the_operators_speed_and_not_overshot():
+    rig, leader = rig_with("leader")
+    posed = np.array([0.6, -0.4, 0.0])
+    poll = leader.poll
+    leader.poll = lambda: dataclasses.replace(poll(), enabled=True, target=posed)
+    leader.events = (OperatorEvent.TAKE_OVER,)
+    rig.tick()
+    assert rig.mode == "human"
+    commands = []
+    for _ in range(300):
+        rig.tick()
+        commands.append(rig.executor.safety.command.copy())
+    steps = np.diff(commands, axis=0)
+    assert np.abs(steps).max() <= 0.5 * 1.0 / 100 + 1e-9, "half of the velocity limit of 1 per second"
+    np.testing.assert_allclose(commands[-1], posed, atol=1e-6)
+    assert (np.abs(commands - posed).max(0) <= np.abs(commands[0] - posed) + 1e-9).all(), "never beyond"
+    assert (steps[:, 0] >= -1e-9).all()
+    before = rig.executor.operator.dropped
+    leader.poll = lambda: dataclasses.replace(poll(), enabled=True, target=np.array([np.nan, 0, 0]))
+    rig.tick()
+    assert rig.executor.operator.dropped == before + 1

@@ -163,7 +163,15 @@ def test_operator_round_trip():
     received = convert.from_joy(over_the_wire(convert.to_joy(sent)))
     assert (received.stamp, received.seq, received.enabled, received.events) == (3.5, 11, True, events)
     np.testing.assert_array_equal(received.motion, sent.motion)
+    assert received.target is None
+    sent.target = np.array([0.25, 3.0])
+    received = convert.from_joy(over_the_wire(convert.to_joy(sent)))
+    np.testing.assert_array_equal(received.motion, sent.motion)
+    np.testing.assert_array_equal(received.target, sent.target)
     message = convert.to_joy(sent)
+    message.axes = [0.0] * 3
+    with pytest.raises(DataError, match="3 axes"):
+        convert.from_joy(message)
     message.buttons = [1, 0]
     with pytest.raises(DataError, match="2 buttons"):
         convert.from_joy(message)
