@@ -126,6 +126,7 @@ def _recover(config: Recover) -> int:
 
 def _info(config: Info) -> int:
     from robot_rl.data.bag.bag import open_bag
+    from robot_rl.data.bag.names import printable
     from robot_rl.train.progress import progress, say
 
     bag = open_bag(config.path)
@@ -135,7 +136,7 @@ def _info(config: Info) -> int:
         say(f"duration  {bag.metadata.duration * 1e-9:.3f} s")
         for name, text in bag.metadata.custom.items():
             if text not in ("", "{}"):
-                say(f"{name:<9} {text}")
+                say(f"{printable(name):<9} {printable(text)}")
     width = max((len(name) for name in bag.topics), default=0)
     for name, topic in sorted(bag.topics.items()):
         say(f"{'?' if topic.count is None else topic.count:>9}  {name:<{width}}  {topic.type}")

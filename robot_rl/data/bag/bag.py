@@ -17,6 +17,7 @@ from robot_rl.data.bag.mcap_format import Channel, Schema
 from robot_rl.data.bag.mcap_reader import McapReader
 from robot_rl.data.bag.messages import MessageType, parse_definitions
 from robot_rl.data.bag.metadata import FILE, Metadata, read_metadata
+from robot_rl.data.bag.names import printable
 
 UNFINISHED = ".part"
 """What the name of a recording ends in until it is finished."""
@@ -61,7 +62,7 @@ class Topic:
         """
         try:
             if self.encoding != "cdr":
-                raise DataError(f"its messages are encoded as '{self.encoding[:40]}', only CDR is read")
+                raise DataError(f"its messages are encoded as '{printable(self.encoding, 40)}', only CDR is read")
             if self.definition is None:
                 return MessageType(self.type, standard_types(self.type))
             return MessageType(self.type, parse_definitions(self.type, self.definition))
@@ -144,16 +145,14 @@ class SqliteBag(Bag):
             with closing(_connect(file)) as database, _sqlite_errors(file):
                 definitions = _definitions(database)
                 for name, kind, encoding in database.execute("SELECT name, type, serialization_format FROM topics"):
-                    name = mcap.printable(str(name))
-                    topic = Topic(
-                        name, mcap.printable(str(kind)), counts.get(name), definitions.get(kind), str(encoding)
-                    )
+                    name = printable(str(name))
+                    topic = Topic(name, printable(str(kind)), counts.get(name), definitions.get(kind), str(encoding))
                     self.topics.setdefault(name, topic)
 
     def _messages(self, file: Path, topics: Collection[str] | None) -> Iterator[RawMessage]:
         with closing(_connect(file)) as database, _sqlite_errors(file):
             rows = database.execute("SELECT id, name FROM topics")
-            names = {int(number): mcap.printable(str(name)) for number, name in rows}
+            names = {int(number): printable(str(name)) for number, name in rows}
             chosen = [number for number, name in names.items() if topics is None or name in topics]
             marks = ",".join("?" * len(chosen))
             rows = database.execute(
@@ -233,7 +232,7 @@ def _open_directory(path: Path) -> Bag:
     metadata = read_metadata(path)
     if metadata.compression_mode not in ("", "none"):
         raise DataError(
-            f"{path}: its {metadata.compression_mode}s are compressed by {metadata.compression}; "
+            f"{path}: its {printable(metadata.compression_mode, 20)}s are compressed; "
             "decompress them first: ros2 bag convert"
         )
     files = [path / name for name in metadata.files]

@@ -155,23 +155,22 @@ def _clocks(
     conversion: Conversion,
 ) -> dict[int, _Clock]:
     """Return the times of every track's messages, all by one clock: that of most headers."""
-    offsets, tracks = {}, reader.tracks
+
+    def trusted(track: Track) -> str:
+        jumped = handling.jumps == "keep" and events[track.source.topic].jumps
+        return "receive" if jumped or not track.stream.has_header else track.source.stamp
+
+    offsets = {}
     for name, (start, stop) in ranges.items():
         stream = reader.streams[name]
-        if stream.has_header:
-            stamps, received = (seconds(one[start:stop], reader.zero) for one in (stream.stamps, stream.received))
-            offsets[name] = clock_offset(stamps, received)
-    by_header = [
-        offsets[one.source.topic] for one in tracks if one.source.stamp == "header" and one.source.topic in offsets
-    ]
-    common = float(np.median(by_header)) if by_header else 0.0
+        stamps, received = (seconds(one[start:stop], reader.zero) for one in (stream.stamps, stream.received))
+        offsets[name] = clock_offset(stamps, received)
+    by_header = sorted(offsets[one.source.topic] for one in reader.tracks if trusted(one) == "header")
+    common = by_header[(len(by_header) - 1) // 2] if by_header else 0.0
     found = {}
-    for number, track in enumerate(tracks):
-        name, stream = track.source.topic, track.stream
+    for number, track in enumerate(reader.tracks):
+        name, stream, how = track.source.topic, track.stream, trusted(track)
         start, stop = ranges[name]
-        how = track.source.stamp if stream.has_header else "receive"
-        if handling.jumps == "keep" and events[name].jumps:
-            how = "receive"
         if how == "receive":
             times = seconds(stream.received[start:stop], reader.zero) - common
         else:
@@ -201,7 +200,7 @@ def _frames(
     needed = [number for number, track in enumerate(reader.tracks) if track.name != "episodes"]
     begin = max(float(clocks[number].times[0]) for number in needed)
     end = min(float(clocks[number].times[-1]) for number in needed)
-    count = int(np.floor((end - begin) * topic_map.rate_hz + 1e-6)) + 1 if end >= begin else 0
+    count = int(np.floor((end - begin) * topic_map.rate_hz + 1e-3)) + 1 if end >= begin else 0
     if count > _MAX_FRAMES:
         raise DataError(f"{reader.bag.path}: {count} frames, more than the {_MAX_FRAMES} that are made at once")
     grid = begin + np.arange(count) / topic_map.rate_hz

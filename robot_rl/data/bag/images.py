@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from robot_rl.core.errors import DataError
+from robot_rl.data.bag.names import printable
 
 CHANNELS = {"rgb8": 3, "bgr8": 3, "mono8": 1, "rgba8": 4, "bgra8": 4, "8UC1": 1, "8UC3": 3}
 """Bytes per pixel by encoding of ``sensor_msgs/Image``; ``8UC3`` is taken for BGR, as OpenCV's."""
@@ -38,7 +39,7 @@ def decode_image(message: Mapping[str, Any], size: tuple[int, int] | None = None
 def _raw(message: Mapping[str, Any]) -> np.ndarray:
     height, width, step, encoding = (message[key] for key in ("height", "width", "step", "encoding"))
     if encoding not in CHANNELS:
-        raise DataError(f"an image of encoding '{encoding[:40]}'; known: {', '.join(CHANNELS)}")
+        raise DataError(f"an image of encoding '{printable(encoding, 40)}'; known: {', '.join(CHANNELS)}")
     channels, data = CHANNELS[encoding], message["data"]
     if not 0 < height * width <= MAX_PIXELS or step < width * channels or len(data) != height * step:
         raise DataError(f"an image of {len(data)} bytes that claims {height} rows of {step} bytes and {width} pixels")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from robot_rl.core.errors import DataError, MissingDependencyError
+from robot_rl.data.bag.names import printable
 
 MAGIC = b"\x89MCAP0\r\n"
 """First and last bytes of a file."""
@@ -137,11 +138,6 @@ class Cursor:
         return found
 
 
-def printable(name: str) -> str:
-    """Return a name from a file as it may be shown in a terminal: one line of at most 256 characters."""
-    return "".join(letter if letter.isprintable() else "?" for letter in name[:256])
-
-
 def read_schema(content: bytes | memoryview) -> tuple[int, Schema]:
     """Return number and schema of a record's content."""
     cursor = Cursor(content, "a schema")
@@ -196,7 +192,7 @@ def decompress(name: str, data: memoryview, size: int, *, cut: bool = False) -> 
     elif name == "lz4":
         found = _lz4(data, size)
     else:
-        raise DataError(f"a chunk is compressed by '{name[:20]}'; known: zstd, lz4")
+        raise DataError(f"a chunk is compressed by '{printable(name, 20)}'; known: zstd, lz4")
     if len(found) != size and not cut:
         raise DataError(f"a chunk holds {len(found)} bytes and should hold {size}")
     return found

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from robot_rl.core.errors import DataError, UnknownNameError
+from robot_rl.data.bag.names import printable
 
 SEPARATOR = "=" * 80
 """Line between the definitions of two types."""
@@ -74,21 +75,17 @@ def parse_definitions(name: str, text: str) -> Types:
         DataError: the text is no message definition.
     """
     if len(text) > _MAX_TEXT:
-        raise DataError(
-            f"definition of '{name[:100]}' of {len(text)} characters, more than the {_MAX_TEXT} that are read"
-        )
+        raise DataError(f"definition of '{name}' of {len(text)} characters, more than the {_MAX_TEXT} that are read")
     blocks = re.split(r"^={40,}\s*$", text, flags=re.MULTILINE)
     if len(blocks) > _MAX_TYPES:
-        raise DataError(
-            f"definition of '{name[:100]}' with {len(blocks)} types, more than the {_MAX_TYPES} that are read"
-        )
+        raise DataError(f"definition of '{name}' with {len(blocks)} types, more than the {_MAX_TYPES} that are read")
     types = {}
     for number, block in enumerate(blocks):
         if number:
             head, _, block = block.strip().partition("\n")
             if not head.startswith("MSG:"):
-                raise DataError(f"definition of '{name[:100]}': a type without its name ('{head[:40]}')")
-            title = full_name(head[4:].strip())
+                raise DataError(f"definition of '{name}': a type without its name ('{printable(head, 40)}')")
+            title = full_name(printable(head[4:].strip(), 100))
         else:
             title = full_name(name)
         types.setdefault(title, _fields(title, block))
@@ -101,26 +98,23 @@ def _fields(title: str, text: str) -> tuple[Field, ...]:
         words = line.split("#")[0].split(None, 2)
         if not words or _is_constant(words):
             continue
-        kind = _TYPE.fullmatch(words[0])
+        kind, shown = _TYPE.fullmatch(words[0]), printable(line.strip(), 60)
         if kind is None or len(words) < 2 or not _NAME.fullmatch(words[1]):
-            raise DataError(f"definition of '{title[:100]}': '{line.strip()[:60]}' is no field")
+            raise DataError(f"definition of '{title}': '{shown}' is no field")
         base = kind["base"]
         if base not in _PRIMITIVES and base not in ("string", "wstring"):
             base = full_name(base, title.split("/")[0])
         count = None if kind["many"] is None else int(kind["count"] or -1)
         if count == 0:
-            raise DataError(f"definition of '{title[:100]}': '{line.strip()[:60]}' is an array without elements")
+            raise DataError(f"definition of '{title}': '{shown}' is an array without elements")
         found.append(Field(words[1], base, count))
-    if len(found) > _MAX_FIELDS:
-        raise DataError(
-            f"definition of '{title[:100]}' with {len(found)} fields, more than the {_MAX_FIELDS} that are read"
-        )
+    _bounded(title, len(found), _MAX_FIELDS, "fields")
     return tuple(found) or (Field(*_PLACEHOLDER),)
 
 
 def _bounded(name: str, count: int, limit: int, what: str) -> None:
     if count > limit:
-        raise DataError(f"definition of '{name[:100]}' with {count} {what}, more than the {limit} that are read")
+        raise DataError(f"definition of '{name}' with {count} {what}, more than the {limit} that are read")
 
 
 def _is_constant(words: list[str]) -> bool:
@@ -211,7 +205,7 @@ class MessageType:
 
     def _message(self, name: str, depth: int) -> Reader:
         if name not in self._types:
-            raise DataError(f"the definition of '{name[:100]}' is missing, which '{self.name}' needs")
+            raise DataError(f"the definition of '{name}' is missing, which '{self.name}' needs")
         if depth > _MAX_DEPTH:
             raise DataError(f"'{self.name}' is nested more than {_MAX_DEPTH} times, or contains itself")
         if name not in self._readers:  # once per type, for a stranger's may branch without end

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from robot_rl.core.errors import DataError
+from robot_rl.data.bag.names import printable
 
 FILE = "metadata.yaml"
 """Name of the file in the directory of a recording."""
@@ -153,7 +154,7 @@ def _metadata(content: Mapping[str, Any]) -> Metadata:
     files = tuple(str(name) for name in content["relative_file_paths"])
     for name in files:
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise DataError(f"names the file '{name[:100]}', which is outside of the recording")
+            raise DataError(f"names the file '{printable(name, 100)}', which is outside of the recording")
     return Metadata(
         storage=str(content["storage_identifier"]),
         files=files,
