@@ -35,8 +35,11 @@ class GymEnv:
         seed: int = 0,
         reward: str = "native",
         workers: int = 0,
+        hold: int = 1,
         **options: Any,
     ) -> None:
+        if hold < 1:
+            raise ConfigError(f"gym:{env_id}: hold must be at least 1, got {hold}")
         if num_envs < 1:
             raise ConfigError(f"gym:{env_id}: num_envs must be at least 1, got {num_envs}")
         if reward not in REWARDS:
@@ -50,10 +53,10 @@ class GymEnv:
         self._groups: list[LaneGroup] = []
         self._workers: list[WorkerGroup] = []
         if workers:
-            self._workers = [WorkerGroup(env_id, size, reward, options) for size in sizes]
+            self._workers = [WorkerGroup(env_id, size, reward, hold, options) for size in sizes]
             description = self._gather()[0]
         else:
-            self._groups = [LaneGroup(env_id, sizes[0], reward, options)]
+            self._groups = [LaneGroup(env_id, sizes[0], reward, hold, options)]
             description = self._groups[0].description
         self.spec, self.max_episode_steps = description.spec, description.max_episode_steps
         self._seeds = EpisodeSeeds(self.name, num_envs, seed)
@@ -147,6 +150,7 @@ def make(
     threads: int = 0,
     reward: str = "native",
     workers: int = 0,
+    hold: int = 1,
     **options: Any,
 ) -> GymEnv:
     """Build ``num_envs`` lanes of the Gymnasium environment ``env_id``; the factory registered as ``gym``.
@@ -159,8 +163,10 @@ def make(
         reward: ``"native"`` for the environment's own; ``"sparse"`` for 1 on the step of the first success, which then
             ends the episode.
         workers: worker processes; 0 runs every lane in this process.
+        hold: environment steps per control step of ours, for policies that command at a lower rate; the actions between
+            two commands lie on a line, as position targets should.
         options: passed to `gymnasium.make`.
     """
     if not env_id:
         raise ConfigError("the task 'gym' needs an environment id: gym:<id>, for example gym:gym_pusht/PushT-v0")
-    return GymEnv(env_id, num_envs, seed=seed, reward=reward, workers=workers, **options)
+    return GymEnv(env_id, num_envs, seed=seed, reward=reward, workers=workers, hold=hold, **options)

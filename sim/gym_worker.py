@@ -6,6 +6,7 @@ A worker is a fresh interpreter that runs `serve` and talks over a socket pair, 
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import subprocess
@@ -67,12 +68,14 @@ class GroupStep:
 class LaneGroup:
     """Some lanes of one Gymnasium environment, stepped one after the other.
 
-    With ``reward="sparse"`` the reward is 1 on the step of the first success, which also ends the episode.
+    With ``reward="sparse"`` the reward is 1 on the step of the first success, which also ends the episode. A control
+    step of ours is ``hold`` steps of the environment, whose actions run on a line from the command before to the
+    present one; their rewards are summed.
     """
 
-    def __init__(self, env_id: str, lanes: int, reward: str, options: Mapping[str, Any]) -> None:
+    def __init__(self, env_id: str, lanes: int, reward: str, hold: int, options: Mapping[str, Any]) -> None:
         self._envs = [make_gymnasium(env_id, options) for _ in range(lanes)]
-        self._sparse = reward == "sparse"
+        self._sparse, self._hold = reward == "sparse", hold
         self._measure = next((f for name, f in _MEASURES.items() if env_id.startswith(name)), None)
         env = self._envs[0]
         self._action_space = env.action_space
@@ -80,16 +83,18 @@ class LaneGroup:
         spec = Spec(
             {key: array_spec(space) for key, (_, space) in self._keys.items()},
             action_spec(env_id, env.action_space),
-            control_rate(env),
+            control_rate(env) / hold,
         )
-        limit = env.spec.max_episode_steps or _NO_LIMIT
+        limit = math.ceil((env.spec.max_episode_steps or _NO_LIMIT) / hold)
         self.description = Description(spec, limit, self._probe_info(env))
         self._succeeded = np.zeros(lanes, bool)
+        self._command: list[np.ndarray | None] = [None] * lanes
         self._renderer: Any = None
 
     def reset(self, seeds: np.ndarray) -> Observation:
         """Start the episodes with these seeds, one per lane."""
         self._succeeded[:] = False
+        self._command = [None] * len(self._envs)
         return self._stack([env.reset(seed=int(seed))[0] for env, seed in zip(self._envs, seeds, strict=True)])
 
     def step(self, actions: np.ndarray, next_seeds: np.ndarray) -> GroupStep:
@@ -98,25 +103,36 @@ class LaneGroup:
         reward, ends = np.zeros(n, np.float32), np.zeros((2, n), bool)
         info = {key: np.full(n, np.nan) for key in self.description.info_keys}
         finals, nexts = [], []
-        actions = actions.astype(self._action_space.dtype)
         for lane, env in enumerate(self._envs):
-            observation, value, terminated, truncated, extra = env.step(actions[lane])
-            extra = self._all_info(env, extra)
+            for action in self._actions(lane, actions[lane]):
+                observation, value, terminated, truncated, extra = env.step(action)
+                extra = self._all_info(env, extra)
+                first = any(extra.get(key, 0.0) > 0 for key in _SUCCESS_KEYS) and not self._succeeded[lane]
+                self._succeeded[lane] |= first
+                if self._sparse:
+                    value, terminated = float(first), terminated or first
+                reward[lane] += value
+                if terminated or truncated:
+                    break
             for key in info:
                 info[key][lane] = extra.get(key, np.nan)
-            first = any(extra.get(key, 0.0) > 0 for key in _SUCCESS_KEYS) and not self._succeeded[lane]
-            self._succeeded[lane] |= first
-            if self._sparse:
-                value, terminated = float(first), terminated or first
-            reward[lane] = value
             ends[:, lane] = terminated, truncated and not terminated
             finals.append(observation)
             nexts.append(observation)
         success = self._succeeded.copy()
         for lane in np.flatnonzero(ends.any(axis=0)):
             nexts[lane], _ = self._envs[lane].reset(seed=int(next_seeds[lane]))
-            self._succeeded[lane] = False
+            self._succeeded[lane], self._command[lane] = False, None
         return GroupStep(self._stack(nexts), self._stack(finals), reward, ends[0], ends[1], success, info)
+
+    def _actions(self, lane: int, command: np.ndarray) -> np.ndarray:
+        """Return the ``hold`` actions that lead to ``command`` (A,); an episode's first command is held throughout."""
+        before = self._command[lane]
+        self._command[lane] = command.copy()
+        start = command if before is None else before
+        part = np.arange(1, self._hold + 1)[:, None] / self._hold
+        # Written so that the last action is the command to the bit.
+        return ((1 - part) * start + part * command).astype(self._action_space.dtype)
 
     def render(self, lane: int) -> np.ndarray:
         """Return an RGB frame of one lane; MuJoCo models are ray traced, which needs no display."""
@@ -156,7 +172,7 @@ class LaneGroup:
 class WorkerGroup:
     """A `LaneGroup` in its own process; `send` and `receive` let several groups work at once."""
 
-    def __init__(self, env_id: str, lanes: int, reward: str, options: Mapping[str, Any]) -> None:
+    def __init__(self, env_id: str, lanes: int, reward: str, hold: int, options: Mapping[str, Any]) -> None:
         ours, theirs = socket.socketpair()
         path = os.pathsep.join(entry for entry in sys.path if entry)
         self._name = f"worker process of 'gym:{env_id}'"
@@ -169,7 +185,7 @@ class WorkerGroup:
         theirs.close()
         self._connection = Connection(ours.detach())
         self._finalizer = weakref.finalize(self, _shut_down, self._connection, self._process)
-        self.send("make", env_id, lanes, reward, dict(options))
+        self.send("make", env_id, lanes, reward, hold, dict(options))
 
     def send(self, command: str, *arguments: Any) -> None:
         """Ask for ``command``, a method of `LaneGroup`."""

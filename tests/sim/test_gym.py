@@ -86,6 +86,48 @@ def test_adroit_door_success_is_an_open_door():
     assert step.terminated[0]
 
 
+def test_held_commands_run_on_a_line_and_stop_with_the_episode():
+    class Recorder(gymnasium.Env):
+        observation_space, action_space = gymnasium.spaces.Box(-9, 9, (1,)), gymnasium.spaces.Box(-1, 1, (1,))
+        metadata = {"render_fps": 20}  # noqa: RUF012 (gymnasium's own form)
+
+        def reset(self, *, seed=None, options=None):
+            self.actions = []
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action):
+            self.actions.append(float(action[0]))
+            done = len(self.actions) == 6
+            return np.full(1, len(self.actions), np.float32), 1.0, False, False, {"success": done}
+
+    gymnasium.register("RobotRLRecorder-v0", Recorder, max_episode_steps=10)
+    env = make("RobotRLRecorder-v0", 1, hold=4)
+    recorder = env._groups[0]._envs[0].unwrapped
+    assert env.spec.rate_hz == 5
+    assert env.max_episode_steps == 3
+    env.reset(0)
+    assert env.step(np.full((1, 1), 0.4)).reward[0] == 4
+    assert recorder.actions == pytest.approx([0.4] * 4), "there was no command to come from"
+    step = env.step(np.full((1, 1), -0.4))
+    assert recorder.actions[4:] == pytest.approx([0.2, 0.0, -0.2, -0.4])
+    assert step.info["success"][0]
+    step = env.step(np.full((1, 1), -0.4))
+    assert step.truncated[0]
+    assert step.reward[0] == 2, "the environment's limit ends a control step early"
+    assert step.final_observation["state"][0, 0] == 10
+    env.step(np.full((1, 1), 0.8))
+    assert recorder.actions == pytest.approx([0.8] * 4), "a new episode came from the old one's command"
+    sparse = make("RobotRLRecorder-v0", 1, hold=4, reward="sparse")
+    sparse.reset(0)
+    sparse.step(np.zeros((1, 1)))
+    step = sparse.step(np.zeros((1, 1)))
+    assert step.terminated[0]
+    assert step.reward[0] == 1
+    assert step.final_observation["state"][0, 0] == 6, "the episode ends with its success"
+    with pytest.raises(ConfigError, match="hold"):
+        make("RobotRLRecorder-v0", 1, hold=0)
+
+
 def test_nested_observations_are_flattened_by_name():
     class Nested(gymnasium.Env):
         observation_space = gymnasium.spaces.Dict(
