@@ -23,23 +23,25 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+from hardware.console.feed import ExecutorFeed
+from hardware.console.server import Console, ConsoleConfig
 from hardware.deployment_report import DeploymentReport, make_report
 from hardware.executor import Executor, ExecutorConfig, ticks_per_step
 from hardware.policy_process import PolicyReport, serve, trace_network
 from hardware.recorder import Recorder
 from hardware.robots.build import build_robot
 from hardware.safety.protection import Protection
+from hardware.teleop.build import build_teleop
 from hardware.teleop.keyboard import KeyboardTeleop, key_map
 from hardware.teleop.script import ScriptedTeleop, load_script
 from hardware.transport import ExecutorStatus, InProcessTransport
-from robot_rl.core import registry
 from robot_rl.core.errors import ConfigError, HardwareError
 from robot_rl.core.robot import Robot
 from robot_rl.core.spec import Spec
@@ -74,8 +76,13 @@ class DeploymentConfig:
     duration: float = 0.0
     """Seconds to run after the policy first answered; 0 runs until Ctrl-C."""
     operator: str = "keyboard"
-    """Who watches: keyboard (this terminal), script (a rehearsed operator), script:FILE, or none (the robot starts by
-    itself; simulation only)."""
+    """Who watches: keyboard (this terminal), script (a rehearsed operator), script:FILE, another device by name:FILE
+    with its settings (leader:leader.yaml), or none (with --console the page alone; without, the robot starts by itself:
+    simulation only)."""
+    console: bool = False
+    """Open a page for browsers as one more operator device: stop, takeover, recording, cameras; see docs/console.md."""
+    console_options: ConsoleConfig = field(default_factory=ConsoleConfig)
+    """Where the page is, and what dragging the end effector stands on."""
     record: Path | None = None
     """Data set directory that everything executed is recorded into."""
     video: Path | None = None
@@ -119,16 +126,17 @@ def deploy(config: DeploymentConfig, on_status: StatusListener | None = None) ->
     settings = dataclasses.replace(
         config.executor,
         execute_steps=1 if closed else policy.execute_steps,
-        autostart=config.executor.autostart or config.operator == "none",
+        autostart=config.executor.autostart or (config.operator == "none" and not config.console),
     )
     config.out.mkdir(parents=True, exist_ok=True)
-    with _operator(config, robot.spec) as teleop:
+    with _operator(config, robot.spec) as teleop, _console(config, robot.spec) as console:
+        devices = [device for device in (teleop, console) if device is not None]
         if transport == "ros":
             _close(robot)
             del policy, robot
-            executed, served = _over_ros(config, settings, teleop, on_status)
+            executed, served = _over_ros(config, settings, devices, on_status)
         else:
-            executed, served = _in_process(config, settings, policy, robot, teleop, on_status)
+            executed, served = _in_process(config, settings, policy, robot, devices, on_status)
     report = make_report(executed, served, transport, note, config.out / "deployment.json")
     report.path.write_text(json.dumps(report.to_json(), indent=2) + "\n")
     if config.video is not None:
@@ -210,6 +218,9 @@ def _operator(config: DeploymentConfig, spec: Spec) -> Iterator[Teleop | None]:
     """Connect the operator's device; its terminal is restored whatever happens."""
     kind, _, script = config.operator.partition(":")
     teleop: Teleop
+    if kind == "none" and config.console:
+        yield None
+        return
     if kind == "none":
         if config.robot not in SIMULATED:
             raise ConfigError(f"the robot '{config.robot}' needs an operator; 'none' is for {', '.join(SIMULATED)}")
@@ -224,7 +235,7 @@ def _operator(config: DeploymentConfig, spec: Spec) -> Iterator[Teleop | None]:
             spec.action.size, load_script(script or "demonstration", spec.action.size, config.duration)
         )
     else:
-        teleop = registry.load("teleop", kind)(spec.action.size)
+        teleop = build_teleop(kind, spec.action.size, config=script or None)
     teleop.connect()
     try:
         yield teleop
@@ -232,9 +243,20 @@ def _operator(config: DeploymentConfig, spec: Spec) -> Iterator[Teleop | None]:
         teleop.disconnect()
 
 
-def _start_script(teleop: Teleop | None) -> None:
-    if isinstance(teleop, ScriptedTeleop):
-        teleop.start()
+@contextmanager
+def _console(config: DeploymentConfig, spec: Spec) -> Iterator[Console | None]:
+    """Open the page, if one is wanted."""
+    if not config.console:
+        yield None
+        return
+    with Console(spec, config.console_options) as console:
+        yield console
+
+
+def _start_script(devices: Sequence[Teleop]) -> None:
+    for device in devices:
+        if isinstance(device, ScriptedTeleop):
+            device.start()
 
 
 def _in_process(
@@ -242,14 +264,17 @@ def _in_process(
     settings: ExecutorConfig,
     policy: Any,
     robot: Robot,
-    teleop: Teleop | None,
+    devices: Sequence[Teleop],
     on_status: StatusListener | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run policy and executor as threads; return what both report."""
     transport = InProcessTransport()
     recorder = Recorder(config.record, robot.spec, task=config.task) if config.record else None
     protection = _protection(config, robot)
-    executor = Executor(robot, transport.executor, settings, teleop=teleop, recorder=recorder, protection=protection)
+    executor = Executor(robot, transport.executor, settings, teleop=devices, recorder=recorder, protection=protection)
+    for device in devices:
+        if isinstance(device, Console):
+            device.watch(ExecutorFeed(executor, transport))
     stop, policy_stop, served = threading.Event(), threading.Event(), []
     failures: list[BaseException] = []
 
@@ -270,7 +295,7 @@ def _in_process(
         with interrupted_by_signals(stop):
             inference.start()
             loop.start()
-            _watch(loop, executor, transport, teleop, on_status)
+            _watch(loop, executor, transport, devices, on_status)
     finally:
         stop.set()
         loop.join(5.0)
@@ -292,7 +317,7 @@ def _watch(
     loop: threading.Thread,
     executor: Executor,
     transport: InProcessTransport,
-    teleop: Teleop | None,
+    devices: Sequence[Teleop],
     on_status: StatusListener | None,
 ) -> None:
     """Pass statuses on while the loop runs; the script's clock starts when the policy has answered."""
@@ -300,7 +325,7 @@ def _watch(
     while loop.is_alive():
         loop.join(0.05)
         if executor.ready.is_set():
-            _start_script(teleop)
+            _start_script(devices)
         if on_status is not None and transport.status is not shown:
             shown = transport.status
             if shown is not None:
@@ -326,7 +351,7 @@ def interrupted_by_signals(stop: threading.Event) -> Iterator[None]:
 
 
 def _over_ros(
-    config: DeploymentConfig, settings: ExecutorConfig, teleop: Teleop | None, on_status: StatusListener | None
+    config: DeploymentConfig, settings: ExecutorConfig, devices: Sequence[Teleop], on_status: StatusListener | None
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Run policy and executor as ROS 2 processes; return what both report."""
     from hardware.ros.processes import EXECUTOR_REPORT, POLICY_REPORT, RosDeployment, run_ros_deployment
@@ -337,7 +362,7 @@ def _over_ros(
 
     def listen(status: ExecutorStatus) -> None:
         if status.counters.get("chunks_received"):
-            _start_script(teleop)
+            _start_script(devices)
         if on_status is not None:
             on_status(status)
 
@@ -358,7 +383,7 @@ def _over_ros(
     )
     stop = threading.Event()
     with interrupted_by_signals(stop):
-        run_ros_deployment(deployment, teleop, listen, stop.is_set)
+        run_ros_deployment(deployment, devices, listen, stop.is_set)
     executed, served = _read(logs / EXECUTOR_REPORT), _read(logs / POLICY_REPORT)
     if executed is None:
         raise HardwareError(f"the executor left no report in {logs}; see executor.log there")

@@ -30,6 +30,7 @@ class Scene:
         self._dragged = False
         if handle is None:
             return
+        server.scene.configure_default_lights(cast_shadow=False)  # a tablet draws this too
         centre, extent = _range(action, handle)
         size = float(np.max(extent))
         server.scene.add_grid("/floor", width=4 * size, height=4 * size, cell_size=size / 4, section_size=size)

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from hardware.console.server import Console
 from hardware.ros.context import prepare_environment, require_ros
 from hardware.transport import ExecutorStatus
 from robot_rl.core.clock import Rate
@@ -160,19 +161,19 @@ class RosDeployment:
 
 def run_ros_deployment(
     deployment: RosDeployment,
-    teleop: Teleop | None = None,
+    devices: Sequence[Teleop] = (),
     on_status: Callable[[ExecutorStatus], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> ExecutorStatus | None:
     """Run a policy on a robot as two ROS 2 processes until the time is over, a process ends, or Ctrl-C.
 
-    This process supervises: it starts the policy node and the executor node with their logs, reads ``teleop`` and
-    sends its readings and its e-stop over ROS 2, and passes each new status on. At the end it interrupts the executor
+    This process supervises: it starts the policy node and the executor node with their logs, reads ``devices``
+    and sends their readings and e-stop over ROS 2, and passes each new status on. At the end it interrupts the executor
     first, which stops the robot in a controlled way and holds, and then the policy.
 
     Args:
         deployment: what to run.
-        teleop: connected operator device, or None for no operator at this console.
+        devices: connected operator devices; none for no operator here.
         on_status: called with every new `ExecutorStatus`, about ten times per second.
         should_stop: asked at every pass (50 Hz); True ends the deployment.
 
@@ -187,13 +188,17 @@ def run_ros_deployment(
     prepare_environment(deployment.domain_id)
     from hardware.ros.endpoint import Endpoint
     from hardware.ros.link import RosOperatorLink
+    from hardware.ros.watch import remote_feed
 
     link = RosOperatorLink(Endpoint("console", domain_id=deployment.domain_id))
+    for device in devices:
+        if isinstance(device, Console):
+            device.watch(remote_feed(link))
     try:
         with Supervisor(deployment.log_directory) as supervisor:
             supervisor.start("policy", policy_command(deployment))
             supervisor.start("executor", executor_command(deployment))
-            _watch(supervisor, link, deployment, teleop, on_status, should_stop)
+            _watch(supervisor, link, deployment, devices, on_status, should_stop)
         return link.status
     finally:
         link.close()
@@ -237,7 +242,7 @@ def _watch(
     supervisor: Supervisor,
     link: RosOperatorLink,
     deployment: RosDeployment,
-    teleop: Teleop | None,
+    devices: Sequence[Teleop],
     on_status: Callable[[ExecutorStatus], None] | None,
     should_stop: Callable[[], bool] | None,
 ) -> None:
@@ -246,8 +251,8 @@ def _watch(
     shown: ExecutorStatus | None = None
     while should_stop is None or not should_stop():
         rate.wait()
-        if teleop is not None:
-            link.send_operator(teleop.poll())
+        for device in devices:
+            link.send_operator(device.poll())
         if on_status is not None and link.status is not None and link.status is not shown:
             shown = link.status
             on_status(shown)
