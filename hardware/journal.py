@@ -62,6 +62,7 @@ class StepJournal:
                 reason=self._reason,
                 safety_flags=flags,
                 stamp=observation.stamp,
+                planned=planned is not None,
             )
         )
 

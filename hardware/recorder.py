@@ -8,6 +8,7 @@ import queue
 import shutil
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from robot_rl.core.spec import ArraySpec, Spec
 
 logger = logging.getLogger(__name__)
 _DISK_SECONDS = 2.0
+PRE_INTERVENTION_SECONDS = 1.0
+"""Time before a take-over whose steps are marked: what the policy did there is what the operator did not want."""
 
 ACTOR_CODES = {"none": -1, "policy": 0, "human": 1}
 """Code of who wrote the executed action; -1 where nobody did and the robot braked or held."""
@@ -52,6 +55,8 @@ class ExecutedStep:
     """Interventions of all ticks of the step."""
     stamp: float
     """Monotonic time of the observation in seconds."""
+    planned: bool = True
+    """Whether the policy had a plan for this step, so that ``policy_action`` is its own."""
 
 
 def recorded_extras(spec: Spec) -> dict[str, ArraySpec]:
@@ -60,8 +65,10 @@ def recorded_extras(spec: Spec) -> dict[str, ArraySpec]:
     return {
         "actor": ArraySpec((1,), "int8"),
         "policy_action": action,
+        "policy_planned": ArraySpec((1,), "bool"),
         "human_action": action,
         "intervention": ArraySpec((1,), "bool"),
+        "pre_intervention": ArraySpec((1,), "bool"),
         "safety_flags": ArraySpec((1,), "int32"),
         "mode": ArraySpec((1,), "int8"),
         "reason": ArraySpec((1,), "int16"),
@@ -96,6 +103,9 @@ class Recorder:
         self.free_bytes = 0
         """Space left on the disk, as of the last look."""
         self._look_at_disk()
+        # Steps are written this much later, because only what follows tells whether somebody took over.
+        self._window = max(1, round(PRE_INTERVENTION_SECONDS * spec.rate_hz))
+        self._held: deque[ExecutedStep] = deque()
         self._writer = EpisodeWriter(root, spec, task=task, extras=recorded_extras(spec), append=append)
         # The disk is asked in this thread and never in the control loop, which a network disk could hold up.
         self._queue: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
@@ -184,14 +194,17 @@ class Recorder:
                 continue
             try:
                 if kind == "step":
-                    self._write(value)
+                    self._take(value)
                     pending += 1
                     self.written += 1
                 elif kind == "discard":
+                    self._held.clear()
                     self._writer.discard_episode()
                     self.written -= pending
                     pending = 0
                 elif pending:
+                    while self._held:
+                        self._write(self._held.popleft(), False)
                     self._writer.save_episode(success=value)
                     self.episodes += 1
                     pending = 0
@@ -200,14 +213,26 @@ class Recorder:
                 self.failure = error
         self._finish()
 
-    def _write(self, step: ExecutedStep) -> None:
+    def _take(self, step: ExecutedStep) -> None:
+        """Hold the step back until it is known whether somebody took over soon after it."""
+        if step.writer == "human":
+            while self._held:
+                held = self._held.popleft()
+                self._write(held, held.writer == "policy")
+        self._held.append(step)
+        if len(self._held) > self._window:
+            self._write(self._held.popleft(), False)
+
+    def _write(self, step: ExecutedStep, pre_intervention: bool) -> None:
         self._writer.add(
             step.observation,
             step.action.astype(np.float32),
             actor=ACTOR_CODES[step.writer],
             policy_action=step.policy_action,
+            policy_planned=step.planned,
             human_action=step.human_action,
             intervention=step.writer == "human",
+            pre_intervention=pre_intervention,
             safety_flags=step.safety_flags,
             mode=MODE_CODES[step.mode],
             reason=REASON_CODES[step.reason],

@@ -78,14 +78,15 @@ def method_settings(method: Method, options: Sequence[str] = ()) -> Any:
         discount=0.97,
         critics=2,
         subset=2,
-        updates_per_step=2.0,
+        hidden=(128, 128),
+        updates_per_step=1.0,
         actor_every=2,
         initial_temperature=0.01,
         entropy_backup=False,
         start_steps=300,
         replay_capacity=200_000,
     )
-    return override(RLPDConfig(core=core), options)
+    return override(RLPDConfig(hidden=(128, 128), core=core), options)
 
 
 def learn(directory: Path, connection: socket.socket) -> None:

@@ -90,7 +90,7 @@ def test_a_failing_disk_ends_the_recording_and_not_the_run(tmp_path):
     spec = FakeRobot().spec
     recorder = Recorder(tmp_path / "full", spec)
 
-    def fail(step):
+    def fail(step, pre_intervention):
         raise OSError("no space left")
 
     recorder._write = fail
@@ -135,3 +135,26 @@ def test_the_operator_stops_starts_and_discards_the_recording(tmp_path):
     lengths = [one.stop - one.start for one in lengths]
     assert (known["episodes"], known["steps"]) == (2, sum(lengths))
     assert lengths == [4, 2], "neither what was discarded nor what was executed in between"
+
+
+def test_what_came_before_a_takeover_is_marked_and_a_missing_plan_is_not_taken_for_one(tmp_path):
+    from robot_rl.data.dataset import open_dataset
+
+    spec = FakeRobot(3).spec
+    recorder = Recorder(tmp_path / "run", spec)
+    writers = ["policy"] * 50 + ["none"] * 2 + ["human"] * 5 + ["policy"] * 30 + ["human"] * 3 + ["policy"] * 25
+    for writer in writers:
+        recorder.add(executed(spec, writer=writer, planned=writer != "none"))
+    recorder.end_episode(True)
+    recorder.add(executed(spec))
+    recorder.close()
+    frames = open_dataset(tmp_path / "run").load()
+    marked = frames.extras["pre_intervention"].ravel().astype(bool)
+    expected = np.zeros(len(writers) + 1, bool)
+    window = round(spec.rate_hz)
+    expected[52 - window : 50] = True  # a second before the first take-over, but not the two steps of holding
+    expected[87 - window : 87] = True
+    np.testing.assert_array_equal(marked, expected)
+    planned = frames.extras["policy_planned"].ravel().astype(bool)
+    np.testing.assert_array_equal(planned, [writer != "none" for writer in writers] + [True])
+    np.testing.assert_array_equal(frames.episode_lengths, [len(writers), 1])
