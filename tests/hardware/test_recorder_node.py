@@ -1,0 +1,163 @@
+"""The recorder process over a real graph: every message of topics of any quality of service, and a sound end."""
+
+import array
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS 2 is not installed: pip install 'robot-rl[ros]'")
+
+from rosbags.rosbag2 import Reader
+
+from hardware.cli.record import Run, run
+from hardware.ros.context import free_domain, prepare_environment
+from hardware.ros.endpoint import Endpoint, quality
+from robot_rl.data.bag.bag import open_bag
+from robot_rl.data.bag.recover import recover
+
+pytestmark = [pytest.mark.ros, pytest.mark.timeout(240)]
+PATIENCE = 90.0
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def domain():
+    """A domain of our own on this machine only, inherited by child processes."""
+    saved = dict(os.environ)
+    for name in ("ROS_AUTOMATIC_DISCOVERY_RANGE", "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
+        os.environ.pop(name, None)
+    prepare_environment(free_domain())
+    yield
+    os.environ.clear()
+    os.environ.update(saved)
+
+
+@pytest.fixture
+def endpoint():
+    found = Endpoint("robot", namespace="robot")
+    found.start()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def record(tmp_path):
+    """Start a recorder process; whatever still runs afterwards is killed."""
+    started = []
+
+    def start(*arguments):
+        log = (tmp_path / "recorder.log").open("w")
+        command = [sys.executable, "-m", "hardware.ros.recorder_node", "--out", str(tmp_path / "run"), *arguments]
+        started.append(subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def wait_until(condition, what, seconds=PATIENCE):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
+        time.sleep(0.01)
+
+
+def messages():
+    from sensor_msgs.msg import Image, JointState
+    from std_msgs.msg import String
+
+    return JointState, Image, String
+
+
+def test_everything_is_recorded_with_the_quality_of_service_that_is_offered(tmp_path, endpoint, record):
+    joint_state, image, string = messages()
+    send_state = endpoint.publisher(joint_state, "joint_states", quality(200))
+    send_image = endpoint.publisher(image, "camera", quality(5, reliable=False))
+    send_description = endpoint.publisher(string, "description", quality(1, latched=True))
+    send_description(string(data="said before anybody listened"))
+    topics = ("/robot/joint_states", "/robot/camera", "/robot/description", "/robot/never")
+    process = record(*[word for name in topics for word in ("--topics", name)], "--patience", "0.5")
+    log = tmp_path / "recorder.log"
+    wait_until(lambda: all(endpoint.node.count_subscribers(name) for name in topics[:3]), "the subscriptions")
+    wait_until(lambda: "nobody publishes /robot/never" in log.read_text(), "the complaint")
+    time.sleep(0.5)
+    pixels = array.array("B", bytes(64 * 48 * 3))
+    for k in range(200):
+        message = joint_state(name=["a", "b"], position=[0.01 * k, 1.0])
+        message.header.stamp.sec, message.header.stamp.nanosec = divmod(time.time_ns(), 1_000_000_000)
+        send_state(message)
+        if k % 10 == 0:
+            send_image(image(height=48, width=64, encoding="rgb8", step=192, data=pixels))
+        time.sleep(0.005)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(PATIENCE) == 0
+    bag = open_bag(tmp_path / "run")
+    assert {name: topic.count for name, topic in bag.topics.items()} == {
+        "/robot/joint_states": 200,
+        "/robot/camera": 20,
+        "/robot/description": 1,
+    }
+    kind = bag.topic("/robot/joint_states").message_type()
+    states = [one for one in bag.messages() if one.topic == "/robot/joint_states"]
+    assert [kind.decode(one.data)["position"][0] for one in states] == pytest.approx([0.01 * k for k in range(200)])
+    assert [one.sequence for one in states] == list(range(1, 201))
+    delays = [(one.log_time - kind.stamp(one.data)) * 1e-9 for one in states]
+    assert 0 < min(delays) < 0.1
+    with Reader(tmp_path / "run") as reader:
+        offered = {one.topic: one.ext.offered_qos_profiles[0] for one in reader.connections}
+        assert all(one.digest.startswith("RIHS01_") for one in reader.connections)
+    assert offered["/robot/camera"].reliability.name == "BEST_EFFORT"
+    assert offered["/robot/description"].durability.name == "TRANSIENT_LOCAL"
+    assert offered["/robot/joint_states"].reliability.name == "RELIABLE"
+
+
+def test_a_weaker_publisher_that_comes_later_is_recorded_too_and_a_kill_leaves_all_of_it(tmp_path, endpoint, record):
+    string = messages()[2]
+    send = endpoint.publisher(string, "words", quality(100))
+    process = record("--topics", "/robot/words", "--chunk-seconds", "0.1")
+    log = tmp_path / "recorder.log"
+    wait_until(lambda: endpoint.node.count_subscribers("/robot/words"), "the subscription")
+    send_weak = endpoint.publisher(string, "words", quality(100, reliable=False))
+    wait_until(lambda: "subscribed again" in log.read_text(), "the second subscription")
+    time.sleep(1.0)
+    for k in range(20):
+        send(string(data=f"strong {k}"))
+        send_weak(string(data=f"weak {k}"))
+        time.sleep(0.01)
+    time.sleep(1.0)
+    process.kill()
+    process.wait()
+    recover(tmp_path / "run")
+    bag = open_bag(tmp_path / "run")
+    kind = bag.topic("/robot/words").message_type()
+    words = [kind.decode(one.data)["data"] for one in bag.messages()]
+    assert sorted(words) == sorted(f"{how} {k}" for how in ("strong", "weak") for k in range(20))
+
+
+@pytest.fixture
+def own_signals():
+    """The recorder handles signals of the process that it runs in; give them back."""
+    saved = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in saved.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("own_signals", "endpoint")
+def test_errors_of_use_are_one_line(tmp_path, capfd):
+    (tmp_path / "mine.txt").write_text("x")
+    assert run(Run(tmp_path, topics=("/a",), seconds=0.1)) == 1
+    assert "is not empty" in capfd.readouterr().err
+    assert run(Run(tmp_path / "run", seconds=0.1)) == 1
+    assert "nothing to record" in capfd.readouterr().err
+    assert run(Run(tmp_path / "run", everything=True, seconds=0.6)) == 0
+    assert json.loads(open_bag(tmp_path / "run").metadata.custom["dropped"]) == {}
