@@ -117,6 +117,60 @@ def test_takeover_and_emergency_stop_through_keys_in_whatever_time_it_takes(chec
     assert report.final_stop_confirmed
 
 
+def test_the_page_alone_is_an_operator(checkpoint, tmp_path, monkeypatch):
+    """What tabs do is said to the desk directly; a browser presses the buttons in test_console_browser."""
+    pytest.importorskip("viser")
+    import hardware.deployment
+    from hardware.console.server import Console, ConsoleConfig
+    from hardware.robots.sim import SimRobot
+    from robot_rl.core.teleop import OperatorEvent
+
+    consoles, told = [], []
+
+    class Tab(Console):
+        def connect(self):
+            super().connect()
+            consoles.append(self)
+
+    plan = [
+        ("idle", lambda desk: desk.ask(OperatorEvent.ENABLE, 1)),
+        ("auto", lambda desk: desk.hold(1)),
+        ("human", lambda desk: desk.ask(OperatorEvent.EMERGENCY_STOP, 2)),
+    ]
+
+    def see(status):
+        told.append(status)
+        if plan and status.mode == plan[0][0]:
+            assert plan[0][1](consoles[0].desk) == ""
+        elif plan and len(plan) > 1 and status.mode == plan[1][0]:
+            plan.pop(0)
+        elif status.mode == "stopped":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(hardware.deployment, "Console", Tab)
+    monkeypatch.setitem(registry._overrides, ("robots", "arm"), lambda: SimRobot("navigate"))
+    report = deploy(
+        DeploymentConfig(
+            policy=checkpoint,
+            robot="arm",
+            transport="inprocess",
+            duration=100.0,
+            operator="none",
+            console=True,
+            console_options=ConsoleConfig(port=8580),
+            out=tmp_path / "out",
+            executor=PATIENT,
+        ),
+        see,
+    )
+    assert report.seconds < 100.0
+    assert [event for _, event in report.events][:2] == ["enable", "take over"], "nothing began by itself"
+    assert report.events[-1][1] == "emergency stop"
+    assert (told[-1].mode, told[-1].estop_latched) == ("stopped", True)
+    assert len(told[-1].command) == len(told[-1].measured) == len(told[-1].speed) == 2
+    assert consoles[0]._server is None, "closed with the deployment"
+
+
 def test_a_policy_for_another_robot_is_refused_with_the_differences(checkpoint, tmp_path):
     with pytest.raises(SpecMismatchError, match="observation 'lidar' is missing"):
         deploy(DeploymentConfig(checkpoint, task="peg_insert", transport="inprocess", out=tmp_path))
