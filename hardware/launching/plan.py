@@ -8,8 +8,9 @@ The command line of a node is the one that ROS 2's own launcher builds:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,28 +137,47 @@ class Argument:
     where: str
 
 
-@dataclass
 class LaunchFile:
-    """A launch file that was read, with all that it includes where their names are known beforehand."""
+    """A launch file that was read."""
 
-    path: Path
-    entities: tuple[Entity, ...] = field(init=False)
+    def __init__(self, path: str | Path) -> None:
+        """Read the file at ``path``.
 
-    def __post_init__(self) -> None:
-        self.path = Path(self.path).resolve()
+        Raises:
+            DataError: there is no such file, or it is no YAML.
+            ConfigError: it holds something outside the subset; the message says file and line.
+        """
+        self.path = Path(path).resolve()
         self.entities = load(self.path)
 
-    def arguments(self) -> list[Argument]:
-        """Return the arguments that this file declares, not those of files that it includes."""
-        found = []
+    def arguments(self, depth: int = 0) -> list[Argument]:
+        """Return the arguments that this file declares, and those of files that it includes and does not set there.
+
+        The first declaration of a name counts. Files whose place depends on arguments are not looked into, nor those
+        below ``depth`` 20.
+        """
+        found: dict[str, Argument] = {}
         for entity in walk(self.entities):
             if entity.tag == "arg":
-                given = entity.attributes
-                default = given.get("default")
-                choices = tuple(one["value"] for one in given.get("choice", ()))
-                text = None if default is None else _source(default)
-                found.append(Argument(given["name"], text, given.get("description", ""), choices, entity.where))
-        return found
+                one = _declared(entity)
+                found.setdefault(one.name, one)
+            elif entity.tag == "include":
+                given = [_source(one["name"]) for one in entity.attributes.get("arg", ())]
+                for one in self._included(entity, depth + 1):
+                    if one.name not in given:
+                        found.setdefault(one.name, one)
+        return list(found.values())
+
+    def _included(self, entity: Entity, depth: int) -> list[Argument]:
+        text = entity.attributes["file"]
+        if any(call.name not in ("dirname", "find-pkg-share", "find-pkg-prefix") for call in text.calls()):
+            return []
+        try:
+            path = Path(text.resolve(Scope({}, dict(os.environ), self.path.parent)))
+            file = LaunchFile(path if path.is_absolute() else self.path.parent / path)
+        except RobotRLError as error:
+            raise LocatedError(f"{entity.where}: {error}") from error
+        return file.arguments(depth) if depth < _DEEPEST_INCLUDE else []
 
     def actions(self, given: Mapping[str, str], environment: Mapping[str, str]) -> Iterator[Action]:
         """Yield what is to be done, in order.
@@ -171,7 +191,7 @@ class LaunchFile:
             ConfigError: an argument is missing, or something that a substitution names does not exist; with file and
                 line.
         """
-        known = [one.name for one in self.arguments()]
+        known = {one.name: one for one in self.arguments()}
         for name in given:
             if name not in known:
                 raise UnknownNameError(f"argument of {self.path.name}", name, known)
@@ -188,6 +208,14 @@ def parse_arguments(texts: Sequence[str]) -> dict[str, str]:
             raise ConfigError(f"argument '{text}' is not of the form name:=value")
         found[name] = value
     return found
+
+
+def _declared(entity: Entity) -> Argument:
+    given = entity.attributes
+    default = given.get("default")
+    choices = tuple(one["value"] for one in given.get("choice", ()))
+    text = None if default is None else _source(default)
+    return Argument(given["name"], text, given.get("description", ""), choices, entity.where)
 
 
 def _source(text: Text) -> str:

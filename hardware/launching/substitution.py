@@ -155,6 +155,9 @@ def _call(text: str, start: int) -> tuple[Call, int]:
     if not least <= len(arguments) <= most:
         wanted = str(least) if least == most else f"{least} to {most}"
         raise ConfigError(f"$({name}) has {len(arguments)} arguments, expected {wanted} (quote one that holds spaces)")
+    if name == "equals" and Text(("",)) in arguments:
+        # ROS 2's parser makes something else of an empty argument, and compares with that.
+        raise ConfigError("$(equals) with an empty argument; write $(eval \"'$(var name)' == ''\")")
     return Call(name, tuple(arguments)), at + 1
 
 
@@ -230,8 +233,10 @@ def yaml_value(text: str) -> Any:
     """Return a text by the rules of YAML: a number, true or false, text, or a list of one of these.
 
     Raises:
-        ConfigError: the text is empty, or is something else; ROS 2 refuses these too.
+        ConfigError: it is something else; ROS 2 refuses that too.
     """
+    if not text:
+        return text
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -239,14 +244,14 @@ def yaml_value(text: str) -> Any:
     kinds = {type(one) for one in value} if isinstance(value, list) else {type(value)}
     if len(kinds) > 1 or not kinds <= {bool, int, float, str}:
         raise ConfigError(
-            f"'{text}' is no parameter: expected a number, true, false, text or a list of one kind "
-            "(text that may be empty needs type: str)"
+            f"'{text}' is no parameter: expected a number, true, false, text or a list of one kind (type: str keeps "
+            "text as it is)"
         )
     return value
 
 
 def _truth(text: str) -> bool:
-    value = yaml_value(text)
+    value = {"1": True, "0": False}.get(text.strip(), yaml_value(text))
     if not isinstance(value, bool):
         raise ConfigError(f"'{text}' is neither true nor false")
     return value

@@ -14,6 +14,7 @@ from robot_rl.core.errors import HardwareError, RobotRLError
 if TYPE_CHECKING:
     from rclpy.publisher import Publisher
     from rclpy.qos import QoSProfile
+    from rclpy.subscription import Subscription
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class Endpoint:
         namespace: str = "robot_rl",
         domain_id: int | None = None,
         arguments: list[str] | None = None,
+        managed: bool = False,
     ) -> None:
         """Open the context and the node; the thread starts with `start` or with the first link.
 
@@ -55,19 +57,22 @@ class Endpoint:
             namespace: prefix of all topics; ``__ns`` in ``arguments`` overrides it.
             domain_id: DDS domain, or None for ``ROS_DOMAIN_ID``.
             arguments: command line with ``--ros-args …``.
+            managed: make a lifecycle node (see `hardware.ros.lifecycle`).
         """
         self._context = open_context(domain_id, arguments)
         from rclpy.executors import SingleThreadedExecutor
+        from rclpy.lifecycle import LifecycleNode
         from rclpy.node import Node
 
         # Overrides are declared as they come, so that a misspelt one is seen and refused instead of ignored.
-        self.node = Node(
+        self.node: Node = (LifecycleNode if managed else Node)(
             name, namespace=namespace, context=self._context, automatically_declare_parameters_from_overrides=True
         )
         self.rejected = 0
         """Messages that were dropped because they could not be used."""
         self._complaints: set[str] = set()
         self._publishers: list[Publisher] = []
+        self._subscriptions: list[Subscription[Any]] = []
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
         self._thread = threading.Thread(target=self._spin, name=f"ros-{name}", daemon=True)
@@ -79,12 +84,12 @@ class Endpoint:
             self._thread.start()
 
     def publisher(self, message_type: type, topic: str, profile: QoSProfile) -> Callable[[Any], None]:
-        """Return a function that publishes ``message_type``; once the endpoint is closed it does nothing."""
+        """Return a function that publishes ``message_type``; once that is given back it does nothing."""
         publisher = self.node.create_publisher(message_type, topic, profile)
         self._publishers.append(publisher)
 
         def publish(message: Any) -> None:
-            if not self._closed:
+            if not self._closed and publisher in self._publishers:
                 publisher.publish(message)
 
         return publish
@@ -101,7 +106,21 @@ class Endpoint:
                     self._complaints.add(str(error))
                     logger.warning("message on '%s' dropped: %s", topic, error)
 
-        self.node.create_subscription(message_type, topic, guarded, profile)
+        self._subscriptions.append(self.node.create_subscription(message_type, topic, guarded, profile))
+
+    def run_in_thread(self, function: Callable[[], Any]) -> None:
+        """Call ``function`` in the I/O thread, soon."""
+        self._executor.create_task(function)
+
+    def release(self) -> None:
+        """Let the last messages arrive, and give back every publisher and subscription; the node stays."""
+        self._flush(_FLUSH_SECONDS)
+        for publisher in self._publishers:
+            self.node.destroy_publisher(publisher)
+        for subscription in self._subscriptions:
+            self.node.destroy_subscription(subscription)
+        self._publishers.clear()
+        self._subscriptions.clear()
 
     def require_alone(self, topic: str, what: str, patience: float = 0.6) -> None:
         """Raise `HardwareError` if another node publishes ``topic`` too; call it after creating one's own publisher.

@@ -9,33 +9,40 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from hardware.executor import Executor, ExecutorConfig
 from hardware.recorder import Recorder
+from hardware.robots.build import build_robot
 from hardware.ros.endpoint import Endpoint
+from hardware.ros.lifecycle import ManagedConfig, run_managed_node
 from hardware.ros.link import ROBOT_SPEC, RosExecutorLink
-from hardware.ros.node import options, run_node
+from hardware.ros.parameters import Range, options
+from hardware.safety.protection import Protection
+from hardware.safety.settings import protection_from
 from robot_rl.core.errors import ConfigError, HardwareError, UnknownNameError
-from robot_rl.core.registry import load
 from robot_rl.core.robot import Robot
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ExecutorNodeConfig:
+class ExecutorNodeConfig(ManagedConfig):
     """Settings of the executor process."""
 
     robot: str = "sim"
     """Name of the robot in the registry."""
     robot_options: tuple[str, ...] = ()
     """Options of the robot, each ``name=value``; the simulated robot needs ``task=...``."""
+    robot_config: str = ""
+    """YAML file of the robot's settings and of its cameras; empty for none."""
+    safety: str = ""
+    """Safety file (YAML): profile, jerk, workspace, what must stay apart, singularities, forces; empty for none."""
     executor_options: tuple[str, ...] = ()
     """Settings of the executor, each ``name=value``: tick_rate_hz, execute_steps, late_steps, interpolation, ..."""
-    autostart: bool = False
+    unattended: bool = False
     """Enable the policy as soon as it answers, without an operator; for simulated robots."""
-    seconds: float = 0.0
+    seconds: Annotated[float, Range(0.0)] = 0.0
     """How long to run after the policy first answered; 0 runs until interrupted."""
     record: str = ""
     """Data set directory that everything executed is recorded into; empty records nothing."""
@@ -45,7 +52,7 @@ class ExecutorNodeConfig:
     """JSON file that gets the figures of the run at its end; empty for none."""
 
 
-def executor_config(texts: tuple[str, ...], autostart: bool) -> ExecutorConfig:
+def executor_config(texts: tuple[str, ...], unattended: bool) -> ExecutorConfig:
     """Return the executor's settings of ``("name=value", …)``.
 
     Raises:
@@ -62,44 +69,81 @@ def executor_config(texts: tuple[str, ...], autostart: bool) -> ExecutorConfig:
             given[name] = float(value)
         elif type(value) is not kind:
             raise ConfigError(f"executor setting '{name}' is {value!r}, expected a {kind.__name__}")
-    if autostart:
+    if unattended:
         given["autostart"] = True
     return ExecutorConfig(**given)
 
 
-def make_robot(name: str, texts: tuple[str, ...]) -> Robot:
-    """Return the registered robot ``name``, built with the options ``("name=value", …)``."""
-    factory = load("robots", name)
-    try:
-        return factory(**options(texts))
-    except TypeError as error:
-        if "argument" in str(error):
-            raise ConfigError(f"robot '{name}': {error}; give it as --robot-options name=value") from error
-        raise
+def make_robot(name: str, texts: tuple[str, ...], config: str = "") -> Robot:
+    """Return the registered robot ``name`` with the settings of a file and the options ``("name=value", …)``."""
+    return build_robot(name, options(texts), config or None)
 
 
-def run(config: ExecutorNodeConfig, endpoint: Endpoint, stop: threading.Event) -> None:
-    """Run the robot until ``stop`` is set or the time is over; it ends with a controlled stop and a hold.
+class ExecutorWork:
+    """One robot with its executor; every activation connects the robot anew and ends with a confirmed stop."""
 
-    Raises:
-        HardwareError: the robot does not connect, another executor runs already, or the final stop was not confirmed.
-    """
-    settings = executor_config(config.executor_options, config.autostart)
-    robot = make_robot(config.robot, config.robot_options)
-    link = RosExecutorLink(robot.spec, endpoint)
-    endpoint.require_alone(ROBOT_SPEC, "executor")
-    recorder = Recorder(config.record, robot.spec, task=config.instruction) if config.record else None
-    executor = Executor(robot, link, settings, recorder=recorder)
-    executor.connect()
-    try:
-        executor.run(stop, config.seconds)
-    finally:
+    def __init__(self, config: ExecutorNodeConfig, endpoint: Endpoint) -> None:
+        """Make the robot, not connected, and announce what it measures and takes.
+
+        Raises:
+            HardwareError: another executor runs already.
+        """
+        self.config = config
+        self.settings = executor_config(config.executor_options, config.unattended)
+        self._robot: Robot | None = self._make()
+        self.spec = self._robot.spec
+        self._protection(self._robot)  # mistakes in the safety file are found before anything is opened
+        self.link = RosExecutorLink(self.spec, endpoint)
+        endpoint.require_alone(ROBOT_SPEC, "executor")
+        self.executor: Executor | None = None
+
+    def start(self) -> None:
+        """Connect the robot; nothing moves. `HardwareError` where it does not answer."""
+        robot, self._robot = self._robot or self._make(), None
+        # What was pressed or planned before belongs to another time: an old "enable" must not move anything.
+        while self.link.poll_chunk() is not None or self.link.poll_operator() is not None:
+            pass
+        recorder, protection = self._recorder(robot), self._protection(robot)
+        self.executor = Executor(robot, self.link, self.settings, recorder=recorder, protection=protection)
+        self.executor.connect()
+
+    def run(self, stop: threading.Event) -> None:
+        """Run the robot until ``stop`` is set or the time is over; it ends with a controlled stop and a hold.
+
+        Raises:
+            HardwareError: the final stop was not confirmed.
+        """
+        executor = self.executor
+        assert executor is not None
+        try:
+            executor.run(stop, self.config.seconds)
+        finally:
+            self.close()
+        if not executor.robot_confirmed_stop:
+            raise HardwareError(f"the robot '{self.config.robot}' did not confirm the final stop: treat it as live")
+
+    def close(self) -> None:
+        """Stop and disconnect the robot, and finish the record."""
+        executor, self.executor = self.executor, None
+        if executor is None:
+            return
         executor.shut_down()
-        if recorder is not None:
-            recorder.close()
-        _finish(config, executor, robot, recorder)
-    if not executor.robot_confirmed_stop:
-        raise HardwareError(f"the robot '{config.robot}' did not confirm the final stop: treat it as live")
+        if executor.recorder is not None:
+            executor.recorder.close()
+        _finish(self.config, executor, executor.robot, executor.recorder)
+
+    def _make(self) -> Robot:
+        return make_robot(self.config.robot, self.config.robot_options, self.config.robot_config)
+
+    def _protection(self, robot: Robot) -> Protection | None:
+        """Return what the safety file says of ``robot``."""
+        if not self.config.safety:
+            return None
+        return protection_from(self.config.safety, robot, 1.0 / self.settings.tick_rate_hz)
+
+    def _recorder(self, robot: Robot) -> Recorder | None:
+        config = self.config
+        return Recorder(config.record, robot.spec, task=config.instruction) if config.record else None
 
 
 def _finish(config: ExecutorNodeConfig, executor: Executor, robot: Robot, recorder: Recorder | None) -> None:
@@ -123,7 +167,7 @@ def _finish(config: ExecutorNodeConfig, executor: Executor, robot: Robot, record
 
 def main(argv: list[str] | None = None) -> int:
     """Run the executor process and return its exit code."""
-    return run_node("executor", ExecutorNodeConfig, run, argv)
+    return run_managed_node("executor", ExecutorNodeConfig, ExecutorWork, argv)
 
 
 if __name__ == "__main__":

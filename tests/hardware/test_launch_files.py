@@ -1,9 +1,8 @@
-"""Launch files use only the documented subset of the YAML front end, and name nodes and parameters that exist."""
+"""Launch files: the subset, nodes and parameters that exist, and runs; the package that ROS 2 sees."""
 
-import dataclasses
 import importlib
 import os
-import re
+import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -12,73 +11,146 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hardware.launching.plan import LaunchFile, Process
+from hardware.ros.parameters import settings_of
+
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 FILES = sorted(LAUNCH.glob("*.launch.yaml"))
-TAGS = {
-    "arg": {"name", "default", "description", "choice"},
-    "let": {"name", "value"},
-    "set_env": {"name", "value"},
-    "unset_env": {"name"},
-    "group": None,
-    "push_ros_namespace": {"namespace"},
-    "node": {
-        *("pkg", "exec", "name", "namespace", "args", "param", "remap", "env"),
-        *("output", "respawn", "respawn_delay", "if", "unless"),
-    },
-    "executable": {"cmd", "cwd", "name", "args", "env", "output", "if", "unless"},
-    "include": {"file", "arg"},
-}
-SUBSTITUTIONS = {"var", "env", "find-pkg-share", "find-pkg-prefix", "dirname", "eval", "not", "and", "or", "equals"}
+GIVEN = {"policy": "some/checkpoint", "out": "some/bag", "teleop": "script", "bag": "some/bag"}
+ROOT = LAUNCH.parent
 
 
-def entities(path):
-    document = yaml.safe_load(path.read_text())
-    assert list(document) == ["launch"]
-    for entity in document["launch"]:
-        ((tag, attributes),) = entity.items()
-        yield tag, attributes
+def processes(path):
+    """What a launch file would start, with every argument that has no default given."""
+    file = LaunchFile(path)
+    given = {one.name: GIVEN[one.name] for one in file.arguments() if one.name in GIVEN}
+    environment = {"AMENT_PREFIX_PATH": str(LAUNCH / "ament")}
+    return [one for one in file.actions(given, environment) if isinstance(one, Process)]
 
 
 def config_class(executable):
     module = importlib.import_module(f"hardware.ros.{executable}")
     (found,) = [
         value
-        for value in vars(module).values()
-        if dataclasses.is_dataclass(value) and value.__module__ == module.__name__
+        for name, value in vars(module).items()
+        if name.endswith("NodeConfig") and value.__module__ == module.__name__
     ]
-    return {field.name for field in dataclasses.fields(found)}
+    return settings_of(found)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_only_the_subset_is_used(path):
-    declared = set()
-    for tag, attributes in entities(path):
-        assert tag in TAGS, f"{path.name} uses '{tag}'"
-        assert TAGS[tag] is None or set(attributes) <= TAGS[tag], f"{path.name}: {tag} has {sorted(attributes)}"
-        if tag in ("arg", "let"):
-            declared.add(attributes["name"])
-            assert tag == "let" or attributes.get("description", "").endswith("."), f"describe {attributes['name']}"
-    text = "\n".join(line for line in path.read_text().splitlines() if not line.startswith("#"))
-    assert set(re.findall(r"\$\((\S+?)[ )]", text)) <= SUBSTITUTIONS
-    assert set(re.findall(r"\$\(var ([^)]+)\)", text)) <= declared
+def test_only_the_subset_is_used_and_arguments_are_described(path):
+    for argument in LaunchFile(path).arguments():
+        assert argument.description.endswith("."), f"describe {argument.name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_nodes_and_parameters_exist(path):
-    for tag, attributes in entities(path):
-        if tag != "node":
-            continue
-        assert attributes["pkg"] == "robot_rl"
-        entry = LAUNCH / "ament" / "lib" / "robot_rl" / attributes["exec"]
+    found = processes(path)
+    assert found
+    for process in found:
+        entry = Path(process.words[0])
+        assert entry.parent == LAUNCH / "ament" / "lib" / "robot_rl"
         assert os.access(entry, os.X_OK), f"{entry.name} must be executable"
-        known = config_class(attributes["exec"])
-        for parameter in attributes.get("param", []):
-            if "from" in parameter:
-                file = Path(parameter["from"].replace("$(dirname)", str(LAUNCH)))
-                for section in yaml.safe_load(file.read_text()).values():
-                    assert set(section["ros__parameters"]) <= known
-            else:
-                assert parameter["name"] in known
+        known = config_class(entry.name)
+        for one in process.parameters:
+            content = yaml.safe_load(one.read_text()) if isinstance(one, Path) else one
+            for section in content.values():
+                for name, value in section["ros__parameters"].items():
+                    known[name].typed(value)
+
+
+def test_arguments_reach_files_that_are_included():
+    """An include is no scope of its own: what the outer file declares is the inner one's too."""
+    inner = {one.name: one for name in ("bringup", "policy") for one in arguments(name)}
+    outer = {one.name: one for one in arguments("deploy")}
+    assert set(inner) - set(outer) <= {"params", "policy_params"}, "the outer file should offer these too"
+    for name in set(inner) & set(outer) - {"robot_options"}:
+        assert outer[name].default == inner[name].default, name
+
+
+def arguments(name):
+    return LaunchFile(LAUNCH / f"{name}.launch.yaml").arguments()
+
+
+@pytest.mark.ros
+@pytest.mark.timeout(200)
+def test_human_in_the_loop_runs_from_its_launch_file(tmp_path):
+    """Robot, policy, scripted operator and recorder start, work together, and end in order; all from the command."""
+    pytest.importorskip("rclpy", reason="ROS 2 is not installed: pip install 'robot-rl[ros]'")
+    from hardware.robots.fake import FakeRobot
+    from hardware.ros.context import free_domain
+    from robot_rl.policies.checkpoint import save_policy
+    from robot_rl.policies.chunked import ChunkedConfig, ChunkedPolicy
+
+    save_policy(ChunkedPolicy(FakeRobot(2).spec, ChunkedConfig(width=16, depth=1)), tmp_path / "policy")
+    # The policy may take long to load: enable, and then hand back to it until it has a plan.
+    (tmp_path / "keys.txt").write_text("".join(f"{0.5 * n:.1f} {'b' if n > 1 else 'n'}\n" for n in range(1, 300)))
+    command = [
+        *(sys.executable, "-m", "robot_rl.cli.main", "launch", "hil", f"policy:={tmp_path / 'policy'}"),
+        *("robot:=fake", "robot_options:=['size=2']", f"bag:={tmp_path / 'bag'}", "teleop:=script"),
+        *(f"teleop_options:=['script={tmp_path / 'keys.txt'}', 'autostart=true']", f"--logs={tmp_path}"),
+    ]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("AMENT", "ROS_", "FAST"))}
+    lines = []
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**clean, "ROS_DOMAIN_ID": str(free_domain())},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            if line.startswith("[teleop]") and "auto (" in line:
+                process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0, "\n".join(lines)
+    finally:
+        process.kill()
+    text = "\n".join(lines)
+    assert all(f"[launch] {name} ended with exit code 0" in lines for name in ("executor", "policy", "teleop")), text
+    assert "[launch] recorder ended with exit code 0" in lines, text
+    assert list((tmp_path / "bag").glob("*.mcap")), "what was recorded is kept"
+
+
+@pytest.mark.ros
+@pytest.mark.timeout(200)
+def test_simulated_robot_runs_from_its_launch_file(tmp_path):
+    pytest.importorskip("rclpy", reason="ROS 2 is not installed: pip install 'robot-rl[ros]'")
+    from hardware.ros.context import free_domain
+
+    code = f"""
+import os, signal, subprocess, sys, time
+from hardware.ros.link import RosOperatorLink
+program = [sys.executable, "-m", "robot_rl.cli.main", "launch"]
+command = [*program, "simulated_robot", "task:=navigate", "--logs={tmp_path}"]
+process = subprocess.Popen(command)
+link = RosOperatorLink()
+try:
+    spec = link.wait_for_robot(90)
+    while link.status is None:
+        time.sleep(0.01)
+    print("STATUS", link.status.mode, spec.action.size, flush=True)
+finally:
+    process.send_signal(signal.SIGINT)
+    link.close()
+    sys.exit(process.wait(60))
+"""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("AMENT", "ROS_", "FAST"))}
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**clean, "ROS_DOMAIN_ID": str(free_domain())},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "STATUS idle 2" in ran.stdout
+    assert "[launch] executor ended with exit code 0" in ran.stdout
 
 
 def test_there_is_a_launch_file_and_no_python_package():

@@ -119,7 +119,7 @@ def test_expressions_that_are_refused(text):
         ("$(eval '$(var count) + 1')", "3"),
         ("$(eval \"'$(var robot)' == 'arm'\")", "True"),
         ("$(not $(equals $(var robot) sim))", "true"),
-        ("$(and true $(or false true))", "true"),
+        ("$(and 1 $(or false yes))", "true"),
         ("$(equals 1 true) $(equals 0.30 0.3) $(equals a b)", "true true false"),
         ("$(find-pkg-prefix talk)|$(find-pkg-share talk)", "{prefix}|{prefix}/share/talk"),
     ],
@@ -139,7 +139,8 @@ def test_substitutions(text, value, package, tmp_path):
         ("$(eval 'x)", "not closed"),
         ("$(var robt)", "Did you mean 'robot'"),
         ("$(env NOBODY)", "'NOBODY' is not set"),
-        ("$(not 1)", "neither true nor false"),
+        ("$(not 2)", "neither true nor false"),
+        ("$(equals $(var robot) '')", "with an empty argument"),
         ("$(find-pkg-share walk)", "no ROS 2 package 'walk'"),
         ("$(eval 'open(1)')", "not allowed in an expression"),
     ],
@@ -298,6 +299,8 @@ def test_arguments_scopes_and_includes(launch, tmp_path):
     assert dict(inner.environment) == {"COLOUR": "blue", "KEPT": "y", "HERE": "1"}
     assert outer.words == ("outer", "2", str(tmp_path))
     assert dict(outer.environment) == {"COLOUR": "red", "GONE": "x", "KEPT": "y"}
+    assert [(one.name, one.default) for one in file.arguments()] == [("task", "peg"), ("speed", "$(var base)0")]
+    assert processes(file, {"speed": "4"})[0].words[1] == "peg 4", "arguments of included files can be given"
     with pytest.raises(ConfigError, match=r"inner.launch.yaml:3: .*Unknown value of the argument 'task' 'pull'"):
         processes(file, {"task": "pull"})
     assert parse_arguments(("a:=1", "b:=x:=y", "c:=")) == {"a": "1", "b": "x:=y", "c": ""}
@@ -341,7 +344,7 @@ def test_what_is_outside_the_subset_is_refused_with_file_and_line(launch, text, 
         ("  - executable: {cmd: a, if: maybe}", "condition is 'maybe'"),
         ("  - node: {pkg: talk, exec: walker}", "executable of the package 'talk' 'walker'.*Did you mean 'talker'"),
         ("  - node: {pkg: talk, exec: talker, param: [{from: gone.yaml}]}", "'gone.yaml' does not exist"),
-        ("  - node: {pkg: talk, exec: talker, param: [{name: a, value: $(env EMPTY '')}]}", "type: str"),
+        ("  - node: {pkg: talk, exec: talker, param: [{name: a, value: $(env EMPTY 2000-01-01)}]}", "type: str"),
         ("  - node: {pkg: talk, exec: talker, output: loud}", "Unknown output 'loud'"),
         ("  - include: {file: $(dirname)/robot.launch.yaml}", "include itself"),
     ],

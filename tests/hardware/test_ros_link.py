@@ -366,7 +366,7 @@ def test_interrupted_executor_process_brakes_holds_and_reports(children, tmp_pat
     report = tmp_path / "executor.json"
     operator = RosOperatorLink()
     command = [
-        *(sys.executable, "-m", "hardware.ros.executor_node", "--robot", "fake", "--autostart"),
+        *(sys.executable, "-m", "hardware.ros.executor_node", "--robot", "fake", "--unattended"),
         *("--robot-options", "size=2", "--robot-options", "rate_hz=50.0", "--report", str(report)),
         *("--executor-options", "execute_steps=1", "--executor-options", "realtime_priority=0"),
     ]
@@ -427,7 +427,9 @@ def test_policy_for_another_robot_is_refused_by_name(tmp_path, domain):
     save_policy(policy, tmp_path / "policy")
     deployment = RosDeployment(
         tmp_path / "policy",
-        *("fake", {"size": 4}, {"realtime_priority": 0}),
+        robot="fake",
+        robot_options={"size": 4},
+        executor_options={"realtime_priority": 0},
         seconds=20.0,
         log_directory=tmp_path / "logs",
         domain_id=domain,
