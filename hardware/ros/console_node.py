@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from hardware.console.server import Console, ConsoleConfig
+from hardware.console.gate import Gate
+from hardware.console.server import TOKEN_VARIABLE, Console, ConsoleConfig
 from hardware.ros.endpoint import Endpoint
 from hardware.ros.link import RosOperatorLink
 from hardware.ros.node import run_node, wait_for_robot
@@ -40,25 +42,39 @@ class ConsoleNodeConfig:
             raise ConfigError(f"rate is {self.rate:g} Hz, expected more than 0")
 
 
-def run(config: ConsoleNodeConfig, endpoint: Endpoint, stop: threading.Event) -> None:
+def serve(settings: ConsoleConfig, endpoint: Endpoint, stop: threading.Event, rate: float, timeout: float) -> None:
     """Serve the page and send what its tabs ask for until ``stop`` is set.
 
+    Args:
+        settings: of the page.
+        endpoint: ROS 2 node to use.
+        stop: ends the serving.
+        rate: how often tabs are listened to (Hz).
+        timeout: seconds to wait for an executor to announce its robot.
+
     Raises:
-        HardwareError: the address cannot be listened on, or no executor announced itself in time.
         ConfigError: an address beyond this machine without a token.
+        HardwareError: the address cannot be listened on, or no executor announced itself in time.
     """
+    Gate(settings.host, os.environ.get(TOKEN_VARIABLE, ""))  # said at once, and not when the robot is there
     link = RosOperatorLink(endpoint)
-    robot = wait_for_robot(link, config.robot_timeout, stop)
+    robot = wait_for_robot(link, timeout, stop)
     if robot is None:
         return
-    model = Path(config.model) if config.model else None
-    console = Console(robot, ConsoleConfig(config.host, config.port, model, config.site, config.joints))
+    console = Console(robot, settings)
     console.watch(remote_feed(link))
     with console:
-        rate = Rate(config.rate)
+        beat = Rate(rate)
         while not stop.is_set():
-            rate.wait()
+            beat.wait()
             link.send_operator(console.poll())
+
+
+def run(config: ConsoleNodeConfig, endpoint: Endpoint, stop: threading.Event) -> None:
+    """Serve the page with the node's settings; see `serve`."""
+    model = Path(config.model) if config.model else None
+    settings = ConsoleConfig(config.host, config.port, model, config.site, config.joints)
+    serve(settings, endpoint, stop, config.rate, config.robot_timeout)
 
 
 def main(argv: list[str] | None = None) -> int:
