@@ -28,6 +28,8 @@ PACKAGES = (
 """Python packages of ROS 2 that the adapter imports."""
 MAX_DOMAIN = 101
 """Largest domain id whose ports stay below Linux' ephemeral range."""
+IMAGES_PROFILE = "fastdds_images.xml"
+"""Fast DDS profile with shared memory, for camera drivers and recorders."""
 _PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 _RANGE = "ROS_AUTOMATIC_DISCOVERY_RANGE"
 
@@ -54,6 +56,7 @@ def prepare_environment(domain_id: int | None = None) -> None:
     * Fast DDS profile ``launch/fastdds.xml``: loopback only, so that a robot is not commanded from the next desk by
       accident, and no shared memory, whose locks would let a hanging policy process block the control loop. This needs
       the discovery range ``SYSTEM_DEFAULT``; any other one adds shared memory.
+      The user may choose ``launch/fastdds_images.xml`` instead, for cameras and recorders: see docs/recording.md.
     * With another middleware or a profile of the user's own: the discovery range ``LOCALHOST``, a filter and no fence.
 
     Raises:
@@ -65,12 +68,13 @@ def prepare_environment(domain_id: int | None = None) -> None:
         os.environ["ROS_DOMAIN_ID"] = str(domain_id)
     wanted = [data_file("launch", "ament"), Path(sys.prefix)]
     prefixes = [part for part in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if part]
-    ours = [str(one) for one in wanted if (one / "share" / "ament_index").is_dir() and str(one) not in prefixes]
-    os.environ["AMENT_PREFIX_PATH"] = os.pathsep.join(ours + prefixes)
+    new = [str(one) for one in wanted if (one / "share" / "ament_index").is_dir() and str(one) not in prefixes]
+    os.environ["AMENT_PREFIX_PATH"] = os.pathsep.join(new + prefixes)
     profile = str(data_file("launch", "fastdds.xml"))
     if not any(variable in os.environ for variable in _PROFILE_VARIABLES):
         os.environ.update(dict.fromkeys(_PROFILE_VARIABLES, profile))
-    loopback_only = _fast_dds() and os.environ.get(_PROFILE_VARIABLES[0]) == profile
+    ours = {profile, str(data_file("launch", IMAGES_PROFILE))}
+    loopback_only = _fast_dds() and os.environ.get(_PROFILE_VARIABLES[0]) in ours
     os.environ.setdefault(_RANGE, "SYSTEM_DEFAULT" if loopback_only else "LOCALHOST")
 
 
@@ -163,7 +167,13 @@ def _transport_problems() -> list[str]:
 
 
 def main() -> None:
-    """Print the shell commands that prepare a terminal for ``ros2`` tools; use as ``eval "$(python -m …)"``."""
+    """Print the shell commands that prepare a terminal for ``ros2`` tools; use as ``eval "$(python -m …)"``.
+
+    With ``--images`` it is the profile for cameras and recorders that is set.
+    """
+    if "--images" in sys.argv[1:]:
+        os.environ.update(dict.fromkeys(_PROFILE_VARIABLES, str(data_file("launch", IMAGES_PROFILE))))
+        os.environ[_RANGE] = "SYSTEM_DEFAULT"
     prepare_environment()
     for name in (*_PROFILE_VARIABLES, _RANGE, "AMENT_PREFIX_PATH"):
         sys.stdout.write(f"export {name}={shlex.quote(os.environ[name])}\n")
