@@ -1,6 +1,7 @@
 """Robots on the bench: every driver with the emulator of its robot, and hands on the cable. Imported by the tests."""
 
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -125,10 +126,42 @@ def ros_base(folder, stamped=False, **settings):
     return RosBench(folder, "base", ["--stamped"] if stamped else [], RosBase, config)
 
 
+class MultirotorBench:
+    """A multirotor that sends over UDP."""
+
+    counts = False
+
+    def __init__(self, folder, **vehicle):
+        pytest.importorskip("pymavlink", reason="pip install 'robot-rl[mavlink]'")
+        from hardware.emulators.mavlink_vehicle import MavlinkVehicle
+        from hardware.robots.mavlink import Multirotor, MultirotorConfig
+
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.vehicle = MavlinkVehicle(port, **vehicle).__enter__()
+        self.config = MultirotorConfig(address=f"127.0.0.1:{port}")
+        self.robot = Multirotor(self.config)
+
+    def hiccup(self, times):
+        self.vehicle.silent = True
+        time.sleep(0.1)
+        self.vehicle.silent = False
+
+    def silence(self):
+        self.vehicle.silent = True
+
+    def close(self):
+        self.vehicle.silent = False
+        self.robot.disconnect()
+        self.vehicle.__exit__(None, None, None)
+
+
 BENCHES = {
     "fake": FakeBench,
     "so101": lambda folder: ServoBench(folder, FEETECH, SO101),
     "koch": lambda folder: ServoBench(folder, DYNAMIXEL, Koch),
+    "multirotor": MultirotorBench,
     "ros_arm_forward": ros_arm,
     "ros_arm_trajectory": lambda folder: ros_arm(folder, "trajectory", velocities=True),
     "ros_base": ros_base,
