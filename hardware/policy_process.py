@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 import warnings
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,11 @@ from hardware.statistics import Durations
 from hardware.transport import PolicyLink
 from robot_rl.core.env import Observation
 from robot_rl.core.policy import Policy
+from robot_rl.core.realtime import RealTimeConfig
 from robot_rl.core.robot import StampedObservation
 from robot_rl.rollout.player import PolicyRunner
 
 logger = logging.getLogger(__name__)
-_BACKLOG = 3
-"""Unread observations beyond which the oldest are skipped: a policy that lags must not answer yesterday's questions."""
 
 
 @dataclass
@@ -39,11 +39,15 @@ class PolicyReport:
     chunks: int = 0
     """Chunks sent."""
     skipped: int = 0
-    """Observations skipped because newer ones had queued up behind them, or lost on the way."""
+    """Observations not answered because newer ones had queued up behind them; the history holds them all the same."""
     episodes: int = 0
     """Times that the history was forgotten for a new episode."""
     warm_up_seconds: float = 0.0
     """Duration of the inferences before the first observation."""
+    largest_delay: int = 0
+    """Most actions that were executed while a chunk was planned that went on from another, the present one included."""
+    late: int = 0
+    """Chunks that took longer than they were planned for: their beginning need not fit what had been executed."""
     inference: Durations = field(default_factory=Durations)
     """Time from reading an observation to sending its chunk, of the steps that sent one; warm-up excluded."""
 
@@ -55,45 +59,75 @@ class PolicyReport:
             "skipped": self.skipped,
             "episodes": self.episodes,
             "warm_up_seconds": self.warm_up_seconds,
+            "largest_delay": self.largest_delay,
+            "late": self.late,
             "inference": self.inference.to_json(),
         }
 
 
 class PolicyServer:
-    """Serves one policy to one executor."""
+    """Serves one policy to one executor; with ``real_time`` its chunks go on from each other."""
 
-    def __init__(self, policy: Policy, link: PolicyLink) -> None:
+    def __init__(self, policy: Policy, link: PolicyLink, real_time: RealTimeConfig | None = None) -> None:
         self.policy, self.link = policy, link
         self.report = PolicyReport()
         self._keys = tuple(policy.spec.observation)
-        self._runner = PolicyRunner(policy, 1)
+        self._runner = PolicyRunner(policy, 1, real_time)
         self._all = np.ones(1, bool)
         self._seq: int | None = None
+        self._waiting: deque[StampedObservation] = deque()
 
     def serve_once(self, timeout: float = 0.0) -> bool:
-        """Answer the unread observations, waiting up to ``timeout`` seconds for one; return whether there was any."""
-        waiting = []
-        observation = self.link.receive_observation(timeout)
+        """Answer the newest unread observation, waiting up to ``timeout`` seconds for one; return whether one came.
+
+        Those before it came while the policy was busy: their steps are over, and they only enter the history.
+        """
+        self._collect(timeout)
+        if not self._waiting:
+            return False
+        while len(self._waiting) > 1:
+            passed = self._waiting.popleft()
+            self._catch_up(passed.seq)
+            self._runner.pass_by(self._values(passed))
+            self.report.skipped += 1
+        self._answer(self._waiting.popleft())
+        return True
+
+    def _collect(self, timeout: float) -> None:
+        """Read what came, waiting up to ``timeout`` seconds if there is nothing."""
+        observation = self.link.receive_observation(0.0 if self._waiting else timeout)
         while observation is not None:
-            waiting.append(observation)
+            self._waiting.append(observation)
             observation = self.link.receive_observation(0.0)
-        if len(waiting) > _BACKLOG:
-            self.report.skipped += len(waiting) - 1
-            waiting = waiting[-1:]
-        for observation in waiting:
-            self._answer(observation)
-        return bool(waiting)
+
+    def _values(self, observation: StampedObservation) -> Observation:
+        return {key: np.asarray(observation.values[key])[None] for key in self._keys}
 
     def _answer(self, observation: StampedObservation) -> None:
         started = time.perf_counter()
         self._catch_up(observation.seq)
-        values: Observation = {key: np.asarray(observation.values[key])[None] for key in self._keys}
-        action = self._runner.step(values)[0]
+        action = self._runner.step(self._values(observation))[0]
         self.report.steps += 1
         if self._runner.planned[0] or self.policy.closed_loop:
             self.link.send_chunk(self._runner.chunk(action, observation.seq, observation.stamp))
             self.report.chunks += 1
             self.report.inference.add(time.perf_counter() - started)
+        if self._runner.planned[0]:
+            self._count_delay(observation.seq)
+
+    def _count_delay(self, seq: int) -> None:
+        """Count the steps that began while the chunk of step ``seq`` was planned, if it went on from another one.
+
+        The first chunk after a start or a flush does not count: the very first inference is slow, and nothing waits.
+        """
+        self._collect(0.0)
+        begun = sum(seq < one.seq <= seq + self.policy.horizon for one in self._waiting)
+        planned_for = self._runner.commitment
+        if planned_for is None:
+            return
+        self._runner.delays.add(begun)
+        self.report.largest_delay = max(self.report.largest_delay, begun + 1)
+        self.report.late += begun + 1 > planned_for.delay
 
     def _catch_up(self, seq: int) -> None:
         """Keep step with the executor: forget the history for a new episode, skip the actions of steps not seen."""
@@ -133,14 +167,15 @@ def trace_network(policy: Policy) -> bool:
     inputs: about a quarter less time per plan on one core. (bfloat16 was slower there: batch-1 inference is bound by
     memory and the weights are cast on the way.) TorchScript is what does it, which torch keeps but no longer develops.
     """
-    import torch
-
     inner: Any = policy
     while getattr(inner, "base", None) is not None:
         inner = inner.base
     head = getattr(inner, "head", None)
-    if head is None or not hasattr(inner, "cond_size"):
+    if head is None or not hasattr(inner, "cond_size") or head.prefix_steps:
         return False
+
+    import torch
+
     device = next(head.parameters()).device
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -163,12 +198,9 @@ def load_and_warm(
     path: str | Path, *, threads: int = 1, seed: int = 0, device: str = "cpu", trace: bool = False
 ) -> Policy:
     """Load a checkpoint for inference on ``threads`` threads, seed it and warm it up; ``trace`` as `trace_network`."""
-    import torch
-
     from robot_rl.policies.checkpoint import load_policy
 
-    torch.set_num_threads(threads)
-    policy = load_policy(path, device=device)
+    policy = load_policy(path, device=device, threads=threads)
     if trace:
         trace_network(policy)
     logger.info("policy %s ready, warmed up in %.2f s", path, warm_up(policy, seed))
@@ -183,6 +215,7 @@ def serve(
     seed: int | None = None,
     warm: bool = True,
     pin: bool = False,
+    real_time: RealTimeConfig | None = None,
 ) -> PolicyReport:
     """Serve ``policy`` over ``link`` until ``stop`` is set, and return what was done.
 
@@ -193,8 +226,9 @@ def serve(
         seed: of the policy's sampling after the warm-up.
         warm: run the first, slow inferences before anything is answered.
         pin: keep off the control loop's processor, where there is more than one.
+        real_time: how new chunks go on from the running one; by default they do not.
     """
-    server = PolicyServer(policy, link)
+    server = PolicyServer(policy, link, real_time)
     if warm:
         server.report.warm_up_seconds = warm_up(policy, 0 if seed is None else seed)
     with computing(pin):

@@ -68,19 +68,24 @@ class Commitment:
         return np.where(self.known, 1.0, np.where(remaining > 0, soft, 0.0)).astype(np.float32)
 
 
-def require_real_time(policy: Any, how: RealTimeConfig) -> None:
-    """Refuse what ``policy`` cannot do.
-
-    Raises:
-        CapabilityError: the policy cannot continue a chunk in this way; the message lists the ways that it knows.
-        ConfigError: more actions may be executed during planning than a chunk has left, or than was trained for.
-    """
-    if how.method == "off":
-        return
+def require_way(policy: Any, how: RealTimeConfig) -> None:
+    """Raise `CapabilityError` if ``policy`` cannot continue a chunk in this way; the message lists those it knows."""
     ways: Sequence[str] = getattr(policy, "real_time", ())
-    if how.way not in ways:
+    if how.way not in ("off", *ways):
         able = ", ".join(ways) or "in no way"
         raise CapabilityError(f"this policy cannot continue a running chunk by {how.way}; it can by: {able}")
+
+
+def require_real_time(policy: Any, how: RealTimeConfig) -> None:
+    """Refuse what cannot work with ``policy``.
+
+    Raises:
+        CapabilityError: as `require_way`.
+        ConfigError: more actions may be executed during planning than a chunk has left, or than was trained for.
+    """
+    require_way(policy, how)
+    if how.method == "off":
+        return
     spare = policy.horizon - policy.execute_steps
     if how.method == "prefix":
         spare = min(spare, policy.prefix_steps)

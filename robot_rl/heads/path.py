@@ -7,6 +7,7 @@ once, as a change of the denoised estimate.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -75,8 +76,9 @@ class Path:
         return (x - alpha * sample) / sigma.clamp_min(1e-4)
 
 
+@lru_cache(maxsize=16)
 def squared_cosine(levels: int) -> Tensor:
-    """Return abar (levels,) of the squared-cosine schedule (arXiv 2102.09672), betas capped at 0.999."""
+    """Return abar (levels,) of the squared-cosine schedule (arXiv 2102.09672), betas capped at 0.999; read only."""
     u = torch.arange(levels + 1, dtype=torch.float64) / levels
     curve = torch.cos((u + 0.008) / 1.008 * torch.pi / 2) ** 2
     betas = (1 - curve[1:] / curve[:-1]).clamp(max=0.999)

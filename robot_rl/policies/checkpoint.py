@@ -8,9 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
-
 import robot_rl
 from robot_rl.core import registry
 from robot_rl.core.errors import DataError
@@ -18,6 +15,8 @@ from robot_rl.core.spec import Spec
 
 FORMAT = 1
 """Version of the layout; readers refuse newer ones."""
+REMOTE = ("ws://", "wss://")
+"""What the address of a policy on a server begins with."""
 
 
 def save_policy(policy: Any, directory: str | Path, metadata: dict[str, Any] | None = None) -> Path:
@@ -28,6 +27,8 @@ def save_policy(policy: Any, directory: str | Path, metadata: dict[str, Any] | N
         directory: where to write.
         metadata: JSON-ready facts to keep, for example task and success rate.
     """
+    import safetensors.torch
+
     directory = Path(directory)
     temporary = directory.with_name(f".{directory.name}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -50,15 +51,31 @@ def save_policy(policy: Any, directory: str | Path, metadata: dict[str, Any] | N
     return directory
 
 
-def load_policy(directory: str | Path, device: str = "cpu") -> Any:
-    """Read a policy written by `save_policy`, ready for inference.
+def load_policy(directory: str | Path, device: str = "cpu", threads: int | None = None) -> Any:
+    """Read a policy written by `save_policy`, or one that was exported, ready for inference.
+
+    Args:
+        directory: the checkpoint; ``ws://host:port/<path>`` is a policy on a server (`robot_rl.serving.client`).
+        device: where it runs, for example ``cuda``.
+        threads: processor threads of its inference, for all policies of this process; None leaves them as they are.
 
     Raises:
         DataError: the checkpoint is missing, truncated, of a newer format or does not fit its own description.
         UnknownNameError: it needs a policy, head or backbone that is not installed.
     """
+    if str(directory).startswith(REMOTE):
+        return registry.load("policies", "remote").connect(str(directory))
     directory = Path(directory)
     description = read_description(directory)
+    if description["policy"].get("kind") == "exported":
+        return registry.load("policies", "exported").open(directory, description["policy"], device, threads)
+
+    import safetensors
+    import safetensors.torch
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
     policy = _build(description["policy"], directory)
     path = directory / "model.safetensors"
     try:
@@ -75,6 +92,8 @@ def load_policy(directory: str | Path, device: str = "cpu") -> Any:
 
 def read_description(directory: str | Path) -> dict[str, Any]:
     """Return the parsed ``policy.json`` of a checkpoint: ``policy`` (kind, config, spec, base) and ``metadata``."""
+    if str(directory).startswith(REMOTE):
+        return registry.load("policies", "remote").describe(str(directory))
     path = Path(directory) / "policy.json"
     if not path.exists():
         nearby = sorted(str(found.parent) for found in Path(directory).glob("**/policy.json"))
@@ -83,6 +102,7 @@ def read_description(directory: str | Path) -> dict[str, Any]:
     try:
         description = json.loads(path.read_text())
         newer = description["format"] > FORMAT
+        description["policy"]["kind"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged: {error}") from error
     if newer:

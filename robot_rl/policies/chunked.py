@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robot_rl.core import registry
 from robot_rl.core.env import Observation
 from robot_rl.core.errors import CapabilityError, ConfigError
-from robot_rl.core.realtime import Commitment
+from robot_rl.core.realtime import Commitment, require_way
 from robot_rl.core.spec import Spec
 from robot_rl.data.frames import Frames
 from robot_rl.data.normalizer import Normalizer
@@ -134,6 +134,7 @@ class ChunkedPolicy(nn.Module):
     def _continuation(self, commitment: Commitment) -> tuple[list[Guide], Prefix | None]:
         """Return what makes the head go on from the running chunks."""
         how = commitment.how
+        require_way(self, how)
         target = self.normalize_action(torch.as_tensor(commitment.actions, dtype=torch.float32, device=self.device))
         if how.method == "prefix":
             return [], Prefix(target, torch.as_tensor(commitment.known, device=self.device))

@@ -100,28 +100,53 @@ class ResidualPolicy(nn.Module):
         """Make the base's sampling reproducible."""
         self.base.seed(seed)
 
-    def plan(self, history: Observation) -> np.ndarray:
-        """Return the base's chunks (B, H, A)."""
-        return self.base.plan(history)
+    @property
+    def real_time(self) -> tuple[str, ...]:
+        """The base's ways to continue a running chunk."""
+        return tuple(getattr(self.base, "real_time", ()))
+
+    @property
+    def prefix_steps(self) -> int:
+        """Most actions at the beginning of a chunk that the base can be told."""
+        return int(getattr(self.base, "prefix_steps", 0))
+
+    def plan(self, history: Observation, **options: Any) -> np.ndarray:
+        """Return the base's chunks (B, H, A); ``options`` are its own."""
+        return self.base.plan(history, **options)
 
     @torch.no_grad()
     def features(self, history: Observation, actions: np.ndarray) -> Tensor:
         """Return what the correction sees (B, S): clamped normalised observations, then the normalised base action."""
         device = self.log_std.device
+        recent = {
+            key: torch.as_tensor(history[key][:, -self.config.history :], dtype=torch.float32, device=device)
+            for key in self.keys
+        }
+        return self._features(recent, torch.as_tensor(actions, dtype=torch.float32, device=device))
+
+    def _features(self, recent: dict[str, Tensor], actions: Tensor) -> Tensor:
         parts = []
         for key in self.keys:
-            recent = torch.as_tensor(history[key][:, -self.config.history :], dtype=torch.float32, device=device)
-            normalized = self.base.normalizer.normalize(key, recent)
+            normalized = self.base.normalizer.normalize(key, recent[key])
             parts.append(normalized.flatten(1).clamp(-self.config.clamp, self.config.clamp))
-        base = torch.as_tensor(actions, dtype=torch.float32, device=device)
-        return torch.cat([*parts, self.base.normalize_action(base)], dim=-1)
+        return torch.cat([*parts, self.base.normalize_action(actions)], dim=-1)
 
-    def apply_correction(self, actions: np.ndarray, u: Tensor) -> np.ndarray:
-        """Return the base's actions (B, A) moved by the residual's output u (B, A), inside the spec's bounds."""
+    def corrected(self, history: dict[str, Tensor], actions: Tensor) -> Tensor:
+        """Return what `refine` does for tensors: the corrected actions (B, A)."""
+        recent = {key: history[key][:, -self.config.history :] for key in self.keys}
+        delta = self._delta(self.actor(self._features(recent, actions)))
+        return (actions + delta).clamp(self.get_buffer("low"), self.get_buffer("high"))
+
+    def _delta(self, u: Tensor) -> Tensor:
+        """Return by how much the residual's output u (B, A) moves actions, in the spec's units."""
         ones = torch.ones_like(u[:1])
         normalizer = self.base.normalizer
         unit = normalizer.unnormalize("action", ones) - normalizer.unnormalize("action", 0 * ones)
-        delta = (self.config.scale * unit * u).cpu().numpy()
+        return self.config.scale * unit * u
+
+    def apply_correction(self, actions: np.ndarray, u: Tensor) -> np.ndarray:
+        """Return the base's actions (B, A) moved by the residual's output u (B, A), inside the spec's bounds."""
+        delta = self._delta(u).cpu().numpy()
         # The base stays inside the bounds, so that clipping changes nothing where there is no correction.
         return np.clip(actions + delta, self.get_buffer("low").cpu().numpy(), self.get_buffer("high").cpu().numpy())
 

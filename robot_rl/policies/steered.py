@@ -163,14 +163,19 @@ class SteeredPolicy(nn.Module):
     def plan(self, history: Observation) -> np.ndarray:
         """Return steered chunks (B, H, A) in the units of the spec."""
         cond = self.encode(history)
+        drawn = self.config.prior or not self.config.deterministic
+        eps = self.draw(len(cond)).to(cond.device) if drawn else None
+        return self.base.unnormalize_action(self.base.sample(cond, noise=self.steer(cond, eps))).cpu().numpy()
+
+    def steer(self, cond: Tensor, eps: Tensor | None) -> Tensor:
+        """Return the base's start noise (B, H, A) for conditions (B, C) and standard normal ``eps`` (B, steps * A)."""
         if self.config.prior:
-            noise = self.draw(len(cond)).to(cond.device)
+            noise = eps
         elif self.config.deterministic:
             noise = self.config.bound * self.actor.mode(cond)
         else:
-            eps = self.draw(len(cond)).to(cond.device)
             noise = self.config.bound * self.actor(cond, eps)[0]
-        return self.base.unnormalize_action(self.decode(cond, noise)).cpu().numpy()
+        return self.spread(noise)
 
     def refine(self, history: Observation, actions: np.ndarray) -> np.ndarray:
         """Return ``actions`` unchanged."""

@@ -5,10 +5,13 @@ NumPy only, so that an onboard computer can run it against a remote policy.
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 
 from robot_rl.core.env import Observation
 from robot_rl.core.policy import ActionChunk, Policy
+from robot_rl.core.realtime import Commitment, RealTimeConfig, require_real_time
 
 
 class History:
@@ -61,6 +64,11 @@ class ChunkPlayer:
         """(N,) bool: lanes that have no action left for the present step."""
         return self._position >= self._horizon
 
+    @property
+    def remaining(self) -> np.ndarray:
+        """(N,) int: actions of each lane's chunk that were not played yet."""
+        return np.maximum(self._horizon - self._position, 0)
+
     def push(self, lanes: np.ndarray, chunks: np.ndarray, consumed: int = 0) -> None:
         """Replace the chunks of ``lanes`` (n,) int or bool (N,) by ``chunks`` (n, H, A), entered at ``consumed``."""
         self._chunks[lanes] = chunks
@@ -83,15 +91,42 @@ class ChunkPlayer:
         self._position[lanes] = self._horizon
 
 
+class Delays:
+    """How many actions are executed while a chunk is planned: the most of the last ten times, counted and never timed.
+
+    The action that plays when the chunk arrives counts too, for it has begun. Until something was counted, the
+    ``largest`` number is expected.
+    """
+
+    def __init__(self, largest: int) -> None:
+        self.largest = largest
+        self._recent: deque[int] = deque(maxlen=10)
+
+    def add(self, consumed: int) -> None:
+        """Take in how many steps began between the observation and the arrival of its chunk."""
+        self._recent.append(consumed + 1)
+
+    @property
+    def expected(self) -> int:
+        """Actions to go on with while the next chunk is planned, at least 1 and at most ``largest``."""
+        return min(max(self._recent, default=self.largest), self.largest)
+
+
 class PolicyRunner:
     """Steps a policy through N lanes: history, planning when due, playing, and closed-loop correction.
 
     Evaluation, collection of fine-tuning data and the policy process of a robot all call `step`, which is what makes
-    the same checkpoint and observations give the same actions everywhere.
+    the same checkpoint and observations give the same actions everywhere. With ``real_time`` a new chunk goes on from
+    what is left of the running one.
     """
 
-    def __init__(self, policy: Policy, num_lanes: int) -> None:
+    def __init__(self, policy: Policy, num_lanes: int, real_time: RealTimeConfig | None = None) -> None:
+        self.real_time = real_time or RealTimeConfig()
+        require_real_time(policy, self.real_time)
         self.policy = policy
+        self.delays = Delays(self.real_time.max_delay)
+        self.commitment: Commitment | None = None
+        """What the last plan went on from; None if it began anew."""
         self.player = ChunkPlayer(num_lanes, policy.horizon, policy.execute_steps, policy.spec.action.size)
         self._history = History(policy.obs_steps, tuple(policy.spec.observation))
         self._fresh = np.ones(num_lanes, bool)
@@ -106,11 +141,26 @@ class PolicyRunner:
         self._fresh[:] = False
         self.planned = self.player.due.copy()
         if self.planned.any():
-            self.player.push(self.planned, self.policy.plan({k: v[self.planned] for k, v in history.items()}))
+            self.player.push(self.planned, self._plan({k: v[self.planned] for k, v in history.items()}))
         self.base_action = self.player.pop()
         if not self.policy.closed_loop:
             return self.base_action
         return self.policy.refine(history, self.base_action)
+
+    def pass_by(self, observation: Observation) -> None:
+        """Take in an observation (each (N, …)) whose step is over already: nothing is planned from it."""
+        self._history.add(observation, self._fresh)
+        self._fresh[:] = False
+        self.player.pop()
+
+    def _plan(self, recent: Observation) -> np.ndarray:
+        remaining = self.player.remaining[self.planned]
+        self.commitment = None
+        if self.real_time.method == "off" or not remaining.any():
+            return self.policy.plan(recent)
+        running = self.player.peek()[self.planned]
+        self.commitment = Commitment(running, remaining, self.delays.expected, self.real_time)
+        return self.policy.plan(recent, commitment=self.commitment)  # type: ignore[call-arg]
 
     def reset(self, lanes: np.ndarray) -> None:
         """Start new episodes in ``lanes`` (bool (N,)); their next observation is the first."""
