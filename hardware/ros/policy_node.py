@@ -17,6 +17,7 @@ from hardware.ros.link import CHUNK, RosPolicyLink
 from hardware.ros.node import wait_for_robot
 from hardware.ros.parameters import Range
 from robot_rl.core.errors import ConfigError
+from robot_rl.core.realtime import RealTimeConfig, require_real_time
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ class PolicyNodeConfig(ManagedConfig):
     """Settings of the policy process."""
 
     policy: str = ""
-    """Directory of the policy's checkpoint."""
+    """Directory of the policy's checkpoint or export, or the address of a policy server."""
     device: str = "cpu"
     """Torch device of the inference."""
     threads: Annotated[int, Range(1)] = 1
@@ -39,6 +40,12 @@ class PolicyNodeConfig(ManagedConfig):
     """Seed of the policy's sampling."""
     robot_timeout: Annotated[float, Range(0.0)] = 60.0
     """Seconds to wait for an executor to announce its robot."""
+    real_time: str = "off"
+    """How a new chunk goes on from the running one: off, guided_full, guided_identity or prefix."""
+    real_time_max_delay: Annotated[int, Range(1)] = 4
+    """Most actions that may be executed while a chunk is planned that goes on from another."""
+    real_time_max_weight: Annotated[float, Range(0.0)] = 5.0
+    """Of the guided ways: largest weight of the correction."""
     report: str = ""
     """JSON file that gets the counts and inference times at the end; empty for none."""
 
@@ -56,6 +63,8 @@ class PolicyWork:
         self.policy = load_and_warm(
             config.policy, threads=config.threads, seed=config.seed, device=config.device, trace=config.trace
         )
+        self.real_time = RealTimeConfig.of(config.real_time, config.real_time_max_delay, config.real_time_max_weight)
+        require_real_time(self.policy, self.real_time)
         images = tuple(key for key, one in self.policy.spec.observation.items() if one.is_image)
         self.link = RosPolicyLink(endpoint, images)
         endpoint.require_alone(CHUNK, "policy process")
@@ -77,7 +86,7 @@ class PolicyWork:
         if robot is None:
             return
         self.policy.spec.require(robot, f"Policy '{config.policy}'", "the robot")
-        report = serve(self.policy, self.link, stop, warm=False, pin=config.pin)
+        report = serve(self.policy, self.link, stop, warm=False, pin=config.pin, real_time=self.real_time)
         inference = report.inference.summary("inference")
         logger.info("served %d steps with %d chunks, %s", report.steps, report.chunks, inference)
         if config.report:

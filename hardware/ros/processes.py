@@ -20,6 +20,7 @@ from hardware.ros.context import prepare_environment, require_ros
 from hardware.transport import ExecutorStatus
 from robot_rl.core.clock import Rate
 from robot_rl.core.errors import HardwareError
+from robot_rl.core.realtime import RealTimeConfig
 from robot_rl.core.teleop import Teleop
 
 if TYPE_CHECKING:
@@ -129,8 +130,8 @@ class Supervisor:
 class RosDeployment:
     """What `run_ros_deployment` starts."""
 
-    policy: Path
-    """Directory of the policy's checkpoint."""
+    policy: str | Path
+    """Directory of the policy's checkpoint or export, or the address of a policy server."""
     robot: str = "sim"
     """Name of the robot in the registry."""
     robot_options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
@@ -155,6 +156,8 @@ class RosDeployment:
     """How often the operator's device is read and sent (its heartbeat)."""
     robot_config: Path | None = None
     """YAML file of the robot's settings and of its cameras."""
+    real_time: RealTimeConfig = field(default_factory=RealTimeConfig)
+    """How a new chunk goes on from the running one."""
     safety: Path | None = None
     """Safety file, see `hardware.safety.settings`."""
 
@@ -213,6 +216,9 @@ def policy_command(deployment: RosDeployment) -> list[str]:
         *("--report", str(deployment.log_directory / POLICY_REPORT)),
         *(["--pin"] if deployment.executor_options.get("pin") else []),
         *(["--trace"] if deployment.policy_trace else []),
+        *("--real-time", deployment.real_time.way),
+        *("--real-time-max-delay", str(deployment.real_time.max_delay)),
+        *("--real-time-max-weight", str(deployment.real_time.max_weight)),
     ]
 
 

@@ -13,8 +13,8 @@ from robot_rl.rollout.evaluate import TEST_SEED
 class Config:
     """Settings of ``robot-rl eval``."""
 
-    policy: Path
-    """Checkpoint directory, for example runs/train/checkpoints/best."""
+    policy: str
+    """Checkpoint or export directory, for example runs/train/checkpoints/best, or a policy server (ws://host:port)."""
     task: str
     """Task to evaluate in (`robot-rl list tasks`)."""
     episodes: int = 100

@@ -6,7 +6,7 @@ Source: arXiv 2506.07339 (guided) and 2512.05964 (prefix-conditioned). NumPy onl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -34,6 +34,14 @@ class RealTimeConfig:
     def way(self) -> str:
         """Name of what a policy must be able to do: ``guided_full``, ``guided_identity``, ``prefix``, or ``off``."""
         return f"guided_{self.jacobian}" if self.method == "guided" else self.method
+
+    @classmethod
+    def of(cls, way: str, max_delay: int, max_weight: float) -> RealTimeConfig:
+        """Return the settings whose `way` is given."""
+        ways = {one.way: one for one in (cls(), cls("guided"), cls("guided", "identity"), cls("prefix"))}
+        if way not in ways:
+            raise ConfigError(f"real-time chunking knows {', '.join(ways)}, not '{way}'")
+        return replace(ways[way], max_delay=max_delay, max_weight=max_weight)
 
 
 @dataclass(frozen=True)
