@@ -54,7 +54,7 @@ class Attempt:
 class Attempts:
     """A policy that makes attempts with another one.
 
-    Between two attempts it takes back the actions of the last one in reverse order: the robot has been there, and ends
+    Between two attempts it goes through the places of the last one in reverse order: the robot has been there, and ends
     where the attempt began. That takes actions that are places; actions that are rates cannot be taken back.
 
     Verdicts, ends of returns and the end of it all are reported through ``listen``, in the thread that plans.
@@ -70,6 +70,7 @@ class Attempts:
         *,
         listen: Callable[[str, Attempt | None], None] = lambda what, attempt: None,
         driven: Callable[[], bool] = lambda: True,
+        place: Callable[[], np.ndarray | None] = lambda: None,
         again: bool = False,
     ) -> None:
         """Wrap ``base``.
@@ -80,7 +81,8 @@ class Attempts:
             verifier: a `robot_rl.policies.success.SuccessClassifier`; None where only `judge` ends an attempt.
             listen: called with ``("attempt", attempt)`` after each (``"judged"`` where the verdict came from `judge`),
                 ``("returned", None)`` when the robot is back, and ``("finished", last)`` at the end.
-            driven: whether the policy drives now; while somebody else does, attempts take no time and do not end.
+            driven: whether the attempt is under way; while it is not, it takes no time and does not end.
+            place: the command (A,) executed last, where it is known: whoever drove, the way back is the way there.
             again: go on after a success as well, with the next attempt.
 
         Raises:
@@ -92,7 +94,8 @@ class Attempts:
             raise ConfigError("attempts need seconds and return_speed above 0, and at least one confirmation")
         if any(unit.strip().endswith("/s") for unit in base.spec.action.unit.split(",")):
             raise CapabilityError(f"actions in '{base.spec.action.unit}' cannot be taken back: they are rates")
-        self.base, self.verifier, self._listen, self._driven, self._again = base, verifier, listen, driven, again
+        self.base, self.verifier, self._listen, self._again = base, verifier, listen, again
+        self._driven, self._place = driven, place
         self.horizon, self.execute_steps = base.horizon, base.execute_steps
         self.obs_steps, self.spec = base.obs_steps, base.spec
         if verifier is not None:
@@ -131,9 +134,11 @@ class Attempts:
         if self.phase == "acting":
             if self.base.closed_loop:
                 actions = self.base.refine(self._newest(history, self.base), actions)
+            place = self._place()
+            if place is not None or self._driven():
+                self._path.append(actions[0].copy() if place is None else np.array(place, np.float32))
             if self._driven():
                 self._steps += 1
-                self._path.append(actions[0].copy())
                 self._watch(history)
             return actions
         if self.phase == "returning":

@@ -53,6 +53,8 @@ class DeploymentReport:
     """Whether the robot confirmed the stop at the end."""
     path: Path
     """Where this report is saved."""
+    attempts: Sequence[Mapping[str, Any]] = ()
+    """With a verifier: ``success``, ``steps`` and the largest ``probability`` of success of each attempt."""
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -102,4 +104,5 @@ def make_report(
         policy=served,
         final_stop_confirmed=executed["final_stop_confirmed"],
         path=path,
+        attempts=executed.get("attempts", ()),
     )

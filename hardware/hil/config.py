@@ -32,9 +32,11 @@ class HILConfig:
     """Safety file (YAML) as in `robot-rl deploy`."""
     task: str = "peg_insert"
     """Task that the simulated robot is in."""
-    operator: Literal["keyboard", "scripted", "none"] = "keyboard"
-    """Who corrects: keyboard (this terminal), scripted (an imperfect operator for simulated tasks that have an expert),
-    or none (simulation only)."""
+    operator: str = "keyboard"
+    """Who corrects: keyboard (this terminal) or another device by name (`robot-rl list teleop`), scripted (an imperfect
+    operator for simulated tasks that have an expert), or none (simulation only)."""
+    operator_config: Path | None = None
+    """YAML file of the operator device's settings."""
     reward: str = "task"
     """What success is: task (what the simulated task says), operator (keys y and x), or classifier:PATH
     (robot-rl reward train)."""
@@ -113,7 +115,7 @@ class HILReport:
 
 def check(config: HILConfig) -> None:
     """Raise `ConfigError` for settings that do not go together."""
-    if config.clock == "fast" and (config.robot != "sim" or config.operator == "keyboard"):
+    if config.clock == "fast" and (config.robot != "sim" or config.operator not in ("scripted", "none")):
         raise ConfigError("clock=fast is for the simulated robot 'sim' with operator=scripted or none")
     if config.operator == "none" and config.robot != "sim":
         raise ConfigError(f"the robot '{config.robot}' needs an operator; 'none' is for the simulated robot")

@@ -61,6 +61,7 @@ class Experience:
         self._steps: list[ExecutedStep] = []
         self._ends: list[int] = []
         self._waiting: list[ExecutedStep] = []
+        self._idle = 0
 
     def add(self, step: ExecutedStep) -> None:
         """Take in one executed step."""
@@ -72,21 +73,23 @@ class Experience:
             self._cut()  # the operator pressed stop, or steps were lost
         if step.writer == "none":
             # Holding for a moment belongs to the episode, waiting for somebody does not.
-            self._waiting.append(step)
-            if len(self._waiting) > self._idle_limit:
+            self._idle += 1
+            if self._idle <= self._idle_limit:
+                self._waiting.append(step)
+            else:
                 self._cut()
             return
+        self._idle = 0
         self._steps += [*self._waiting, step]
         self._waiting.clear()
 
     def end_episode(self, success: bool | None) -> None:
         """Deliver what was added since the last episode; ``success`` None counts as none."""
-        finished = not self._waiting
         self._cut()
         steps, ends = self._steps, self._ends
         self._steps, self._ends = [], []
         if steps:
-            self._deliver(self._pack(steps, ends, bool(success), finished))
+            self._deliver(self._pack(steps, ends, bool(success)))
 
     def discard(self) -> None:
         """Forget what was added since the last episode."""
@@ -98,7 +101,7 @@ class Experience:
         if self._steps and (not self._ends or self._ends[-1] < len(self._steps)):
             self._ends.append(len(self._steps))
 
-    def _pack(self, steps: list[ExecutedStep], ends: list[int], success: bool, finished: bool) -> Episode:
+    def _pack(self, steps: list[ExecutedStep], ends: list[int], success: bool) -> Episode:
         actor = np.array([ACTOR_CODES[step.writer] for step in steps], np.int8)
         keep, succeeded = np.ones(len(steps), bool), np.zeros(len(steps), bool)
         keep[np.array(ends) - 1] = False

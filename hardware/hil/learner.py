@@ -209,4 +209,4 @@ class LearnerClient:
 
     def _last_words(self) -> str:
         lines = self.log_path.read_text(errors="replace").strip().splitlines() if self.log_path.exists() else []
-        return lines[-1] if lines else ""
+        return lines[-1].rpartition(" ERROR ")[2] if lines else ""

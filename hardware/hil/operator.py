@@ -2,7 +2,8 @@
 
 It stands where a person's device stands: `poll` returns motions and wishes, and all that follows (inbox, arbiter,
 re-anchoring, safety chain) is what a person gets. It sees what a person sees, the scene and the console's status, and
-does as HIL-SERL advises (arXiv 2410.21845): let the policy try, help where it is stuck, and give back soon.
+does as HIL-SERL advises (arXiv 2410.21845): let the policy try, see to it that one episode in three succeeds, help
+where it is stuck, and give back soon.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class OperatorHabits:
 
     corrects: bool = True
     """Take over; otherwise only enable the robot and reset what has stopped."""
+    one_in: int = 3
+    """Help so that at least one episode in this many succeeds, and leave the others to the policy; 1 helps in all."""
     noise: float = 0.3
     """Size of the operator's errors: habit, misjudgement and a drifting hand, as a share of those of the expert whose
     demonstrations are collected by default."""
@@ -87,6 +90,7 @@ class ScriptedOperator:
         self._seq, self._next, self._epoch = 0, -np.inf, -1
         self._mode, self._since, self._gained_from = "", 0.0, 0.0
         self._asked = -np.inf
+        self._helping = False
         self.takeovers = 0
         """Times that the operator took over."""
 
@@ -114,6 +118,8 @@ class ScriptedOperator:
             self._mode, self._since = mode, now
         if self._epoch != self._robot.epoch:
             self._epoch, self._since = self._robot.epoch, now
+            lately = self._robot.outcomes[1 - self.habits.one_in :] if self.habits.one_in > 1 else []
+            self._helping = self.habits.corrects and not any(lately)
             self._progress.clear()
             self._seen.clear()
         self._motion = np.zeros(self._size)
@@ -136,7 +142,7 @@ class ScriptedOperator:
     def _watch(self, waited: float) -> tuple[OperatorEvent, ...]:
         """Judge the policy at work."""
         habits = self.habits
-        if not habits.corrects or waited < habits.grace or len(self._progress) < (self._progress.maxlen or 0):
+        if not self._helping or waited < habits.grace or len(self._progress) < (self._progress.maxlen or 0):
             return ()
         stuck = self._progress[-1] - self._progress[0] < habits.least_gain
         astray = max(self._progress) - self._progress[-1] > habits.setback

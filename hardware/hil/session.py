@@ -35,7 +35,7 @@ from hardware.hil.validation import run_alone
 from hardware.options import parse_options
 from hardware.policy_process import serve
 from hardware.recorder import Recorder
-from hardware.teleop.keyboard import KeyboardTeleop
+from hardware.teleop.build import build_teleop
 from hardware.transport import InProcessTransport
 from robot_rl.core.errors import HardwareError
 from robot_rl.core.robot import Robot
@@ -220,12 +220,13 @@ class _Session:
                 verifier,
                 listen=reporter,
                 driven=lambda: transport.status is not None and transport.status.writer != "none",
+                place=lambda: None if transport.status is None else np.array(transport.status.command, np.float32),
                 again=True,
             )
         experience = Experience(robot.spec, self._ended, lambda: not self._trying)
         teleop: Teleop | None = None
-        if config.operator == "keyboard":
-            teleop = KeyboardTeleop(robot.spec.action.size)
+        if config.operator not in ("scripted", "none"):
+            teleop = build_teleop(config.operator, robot.spec.action.size, config=config.operator_config)
         elif self.simulated:
             corrects = config.operator == "scripted" and config.method != "serl"
             habits = dataclasses.replace(config.habits, corrects=config.habits.corrects and corrects)
@@ -258,7 +259,7 @@ class _Session:
     def _run_real(self, robot: Any, recorder: Recorder | None) -> None:
         transport = InProcessTransport(quiet=True)
         policy, sinks, teleop = self._parts(robot, transport, recorder)
-        settings = self._executor_config(policy, autostart=self.config.operator != "keyboard")
+        settings = self._executor_config(policy, autostart=self.config.operator in ("scripted", "none"))
         around: dict[str, Any] = {"teleop": teleop, "recorder": sinks, "protection": self._protection(robot)}
         executor = Executor(robot, transport.executor, settings, **around)
         stop, policy_stop = threading.Event(), threading.Event()
