@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from hardware.bag_recorder import BagConfig, BagRecorder
 from hardware.ros.endpoint import Endpoint
-from hardware.ros.node import run_node
+from hardware.ros.lifecycle import ManagedConfig, run_managed_node
+from hardware.ros.parameters import Range
 from robot_rl.core.errors import ConfigError, DataError, HardwareError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -36,30 +37,30 @@ _REPORT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class RecorderNodeConfig:
+class RecorderNodeConfig(ManagedConfig):
     """Settings of the recorder process."""
 
     out: str = ""
-    """Directory of the recording; it must not exist, or be empty."""
+    """Directory of the recording; it must not exist, or be empty. Activated again, the node records to out_2, …"""
     topics: tuple[str, ...] = ()
     """Topics to record; a name without a slash is relative to this node's namespace."""
     everything: bool = False
     """Record every topic that there is or will be."""
     exclude: str = "/rosout|/parameter_events"
     """Regular expression of topics that ``everything`` leaves out."""
-    seconds: float = 0.0
+    seconds: Annotated[float, Range(0.0)] = 0.0
     """How long to record (s); 0 until it is interrupted."""
-    patience: float = 10.0
+    patience: Annotated[float, Range(0.0)] = 10.0
     """After this time (s), topics that nobody publishes are named in the log; they are still waited for."""
     compression: str = BagConfig.compression
     """What chunks are compressed by: zstd (its fastest level) or none."""
-    chunk_kilobytes: int = BagConfig.chunk_kilobytes
+    chunk_kilobytes: Annotated[int, Range(1)] = BagConfig.chunk_kilobytes
     """A chunk is written when it holds this much (kB)."""
-    chunk_seconds: float = BagConfig.chunk_seconds
+    chunk_seconds: Annotated[float, Range(0.01, 10.0)] = BagConfig.chunk_seconds
     """A chunk is written when it is this old (s); this is what a kill may cost."""
-    queue_megabytes: int = BagConfig.queue_megabytes
+    queue_megabytes: Annotated[int, Range(1)] = BagConfig.queue_megabytes
     """Messages that may wait for the disk (MB); beyond that they are dropped, counted and named."""
-    keep_free_megabytes: int = BagConfig.keep_free_megabytes
+    keep_free_megabytes: Annotated[int, Range(0)] = BagConfig.keep_free_megabytes
     """Recording ends, with everything kept, when the disk has less than this left (MB)."""
     report: str = ""
     """JSON file that gets the counts at the end; empty for none."""
@@ -137,6 +138,12 @@ class TopicRecorder:
                     raise
                 self._refused.add(name)
                 logger.warning("%s is not recorded: %s", name, error)
+
+    def release(self) -> None:
+        """End every subscription."""
+        for topic in self._topics.values():
+            self._endpoint.node.destroy_subscription(topic.subscription)
+        self._topics.clear()
 
     def _record(self, name: str, kinds: Sequence[str], publishers: Sequence[TopicEndpointInfo]) -> None:
         if len(kinds) > 1:
@@ -231,24 +238,61 @@ def qos_entry(profile: QoSProfile) -> dict[str, Any]:
     }
 
 
-def run(config: RecorderNodeConfig, endpoint: Endpoint, stop: threading.Event) -> None:
-    """Record until ``stop`` is set or the time is over; whatever ends it, the file is finished.
+class RecorderWork:
+    """Records while the node is active; each activation makes a recording of its own."""
 
-    Raises:
-        DataError: the directory cannot be recorded into, or the type of a topic is not installed.
-        HardwareError: recording ended by itself, because the disk is nearly full or failed; what there is, is kept.
-    """
-    recorder = BagRecorder(config.out, config.bag())
-    topics = TopicRecorder(endpoint, recorder, config)
-    endpoint.start()
-    begun = time.monotonic()
-    patience, report_due = begun + config.patience, begun + _REPORT_SECONDS
-    try:
+    def __init__(self, config: RecorderNodeConfig, endpoint: Endpoint) -> None:
+        self.config, self.endpoint = config, endpoint
+        self.recorder: BagRecorder | None = None
+        """The present recording, or the last."""
+        self._count = 0
+
+    def start(self) -> None:
+        """Create the recording.
+
+        Raises:
+            DataError: its directory holds something, or cannot be written.
+            HardwareError: the disk is nearly full.
+        """
+        name = self.config.out if not self._count else f"{self.config.out}_{self._count + 1}"
+        self.recorder = BagRecorder(name, self.config.bag())
+        self._count += 1
+
+    def run(self, stop: threading.Event) -> None:
+        """Record until ``stop`` is set or the time is over; whatever ends it, the file is finished.
+
+        Raises:
+            DataError: the type of a topic is not installed.
+            HardwareError: recording ended by itself, because the disk is nearly full or failed; what there is, is kept.
+        """
+        recorder = self.recorder
+        assert recorder is not None
+        topics = TopicRecorder(self.endpoint, recorder, self.config)
+        try:
+            self._watch(topics, recorder, stop)
+        finally:
+            topics.release()
+            recorder.close()
+            logger.info("%s in %s", progress(recorder), recorder.path)
+            if self.config.report:
+                path = Path(self.config.report)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(recorder.to_json(), indent=2) + "\n")
+        if recorder.stopped is not None:
+            raise HardwareError(f"recording ended early: {recorder.stopped}; what came before is in {recorder.path}")
+
+    def close(self) -> None:
+        """Nothing to release: a recording is finished when the work ends."""
+
+    def _watch(self, topics: TopicRecorder, recorder: BagRecorder, stop: threading.Event) -> None:
+        """Look for topics and say how it goes."""
+        config, begun = self.config, time.monotonic()
+        patience, report_due = begun + config.patience, begun + _REPORT_SECONDS
         while not stop.is_set() and recorder.stopped is None:
             topics.look()
             now = time.monotonic()
             if config.seconds and now - begun >= config.seconds:
-                break
+                return
             if now >= patience:
                 patience = float("inf")
                 for name in topics.missing:
@@ -258,16 +302,6 @@ def run(config: RecorderNodeConfig, endpoint: Endpoint, stop: threading.Event) -
                 logger.info("%s", progress(recorder))
             left = begun + config.seconds - now if config.seconds else _LOOK_SECONDS
             stop.wait(min(_LOOK_SECONDS, left))
-    finally:
-        endpoint.close()  # what is on its way still arrives
-        recorder.close()
-        logger.info("%s in %s", progress(recorder), recorder.path)
-        if config.report:
-            path = Path(config.report)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(recorder.to_json(), indent=2) + "\n")
-    if recorder.stopped is not None:
-        raise HardwareError(f"recording ended early: {recorder.stopped}; what came before is in {recorder.path}")
 
 
 def progress(recorder: BagRecorder) -> str:
@@ -280,7 +314,7 @@ def progress(recorder: BagRecorder) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the recorder process and return its exit code."""
-    return run_node("recorder", RecorderNodeConfig, run, argv)
+    return run_managed_node("recorder", RecorderNodeConfig, RecorderWork, argv)
 
 
 if __name__ == "__main__":

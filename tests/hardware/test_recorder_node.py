@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -141,6 +143,51 @@ def test_a_weaker_publisher_that_comes_later_is_recorded_too_and_a_kill_leaves_a
     kind = bag.topic("/robot/words").message_type()
     words = [kind.decode(one.data)["data"] for one in bag.messages()]
     assert sorted(words) == sorted(f"{how} {k}" for how in ("strong", "weak") for k in range(20))
+
+
+def test_each_activation_makes_a_recording_of_its_own(tmp_path, endpoint):
+    from hardware.ros.recorder_node import RecorderNodeConfig, RecorderWork
+
+    send = endpoint.publisher(messages()[2], "words", quality(10))
+    node = Endpoint("recorder", namespace="robot")
+    node.start()
+    work = RecorderWork(RecorderNodeConfig(out=str(tmp_path / "run"), topics=("words",)), node)
+    try:
+        for _ in range(2):
+            stop = threading.Event()
+            work.start()
+            thread = threading.Thread(target=work.run, args=(stop,))
+            thread.start()
+            wait_until(lambda: endpoint.node.count_subscribers("words"), "the subscription")
+            while not work.recorder.written.get("/robot/words"):
+                send(messages()[2](data="hello"))
+                time.sleep(0.05)
+            stop.set()
+            thread.join(30)
+            assert not thread.is_alive()
+            wait_until(lambda: not endpoint.node.count_subscribers("words"), "the end of the subscription")
+    finally:
+        node.close()
+    for name in ("run", "run_2"):
+        assert open_bag(tmp_path / name).topics["/robot/words"].count > 0
+
+
+def test_the_profile_for_images_stays_on_this_machine_and_has_room_for_images():
+    space = {"dds": "http://www.eprosima.com"}
+    root = ElementTree.parse(ROOT / "launch" / "fastdds_images.xml").getroot()
+    transports = {
+        one.findtext("dds:type", None, space): one for one in root.findall(".//dds:transport_descriptor", space)
+    }
+    assert set(transports) == {"UDPv4", "SHM"}
+    addresses = transports["UDPv4"].findall(".//dds:interfaceWhiteList/dds:address", space)
+    assert [one.text for one in addresses] == ["127.0.0.1"]
+    assert int(transports["SHM"].findtext("dds:segment_size", None, space)) >= 2**25
+    assert root.findtext(".//dds:useBuiltinTransports", None, space) == "false"
+    command = [sys.executable, "-m", "hardware.ros.context", "--images"]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("AMENT", "ROS_", "FAST"))}
+    shown = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, check=True).stdout
+    assert f"FASTRTPS_DEFAULT_PROFILES_FILE={ROOT / 'launch' / 'fastdds_images.xml'}" in shown
+    assert "ROS_AUTOMATIC_DISCOVERY_RANGE=SYSTEM_DEFAULT" in shown
 
 
 @pytest.fixture
