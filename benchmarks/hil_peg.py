@@ -191,8 +191,8 @@ def main() -> None:
         notes="Success: means over seeds, alone, without exploration, on scenes that nobody learned or validated on, "
         f"through the executor. Learned: two consecutive validations of {VALIDATION_EPISODES} episodes that reach "
         f"{LEARNED:.0%}; steps count those of the operator. steps_ratio: HIL-SERL's steps until learned over SERL's, "
-        "means over seeds; a run that did not learn counts with all its steps for SERL, and as infinity for HIL-SERL. The "
-        f"operator's share is that of the last {WINDOW} steps. Actor and learner: one thread each.",
+        "means over seeds; a run that did not learn counts with all its steps for SERL, and as infinity for HIL-SERL. "
+        f"The operator's share is that of the last {WINDOW} steps. Actor and learner: one thread each.",
     )
 
 
