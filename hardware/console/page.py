@@ -100,7 +100,6 @@ class Page:
                 button = gui.add_button(label, color="orange")
                 button.on_hold(self._when(self._jogging(direction)), callback_hz=HEARTBEAT_HZ)
         with gui.add_folder("Recording"):
-            self.recording = gui.add_html(view.recording(None))
             for label, event, colour in (
                 ("Start", OperatorEvent.RECORD_START, "gray"),
                 ("Stop and save", OperatorEvent.RECORD_STOP, "gray"),
@@ -119,6 +118,7 @@ class Page:
             self.elements = gui.add_html(view.elements(self.spec.action, None))
             self.counters = gui.add_html(view.counters(None))
             self.loop = gui.add_html(view.loop(None))
+            self.recording = gui.add_html(view.recording(None))
             blank = np.full((48, 64, 3), 200, np.uint8)
             names = [name for name, one in self.spec.observation.items() if one.is_image]
             self.cameras = {name: gui.add_image(blank, label=name, format="jpeg", jpeg_quality=70) for name in names}
@@ -151,8 +151,9 @@ class Page:
             return None
         unit = view.element_unit(self.spec.action, index)
         label = f"{view.element_name(self.spec.action, index)} {f'({unit})' if unit else ''}".strip()
-        step = (high - low) / 1000
-        slider = gui.add_slider(label, min=low, max=high, step=step, initial_value=float(np.clip(0.0, low, high)))
+        step = 10.0 ** np.floor(np.log10((high - low) / 200))
+        initial = float(np.clip(0.0, low, high))
+        slider = gui.add_slider(label, min=low, max=high, step=float(step), initial_value=initial)
 
         @slider.on_update
         async def _(event: Any) -> None:
@@ -243,8 +244,9 @@ class Page:
                 continue
             if slider.disabled != locked:
                 slider.disabled = locked
-            if abs(slider.value - value) > slider.step:
-                slider.value = float(np.clip(value, slider.min, slider.max))
+            shown = round(round(float(value) / slider.step) * slider.step, 9)
+            if abs(slider.value - shown) > 0.5 * slider.step:
+                slider.value = float(np.clip(shown, slider.min, slider.max))
         measured = np.array(status.measured) if status is not None and len(status.measured) == self._size else None
         self.scene.show(measured, target)
 

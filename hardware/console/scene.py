@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from hardware.console.steering import Handle, PoseHandle
+from hardware.console.drawing import Drawing
+from hardware.console.steering import ArmHandle, Handle, PoseHandle
 from robot_rl.core.spec import ArraySpec
 
 _MOVED = 1e-4
@@ -40,6 +41,7 @@ class Scene:
             server.scene.add_box(
                 "/range", color=(120, 130, 145), dimensions=tuple(extent), wireframe=True, position=tuple(centre)
             )
+        self._drawing = Drawing(server, handle) if isinstance(handle, ArmHandle) else None
         self._robot = server.scene.add_frame("/robot", axes_length=0.2 * size, axes_radius=0.008 * size)
         self.gizmo = server.scene.add_transform_controls(
             "/target", scale=0.5 * size, active_axes=handle.moves, disable_rotations=not handle.turns, depth_test=False
@@ -56,6 +58,8 @@ class Scene:
             return
         if measured is not None:
             self._move(self._robot, measured)
+            if self._drawing is not None:
+                self._drawing.show(measured)
         if target is not None and not self._dragged:
             self._move(self.gizmo, target)
 
@@ -72,6 +76,6 @@ def _range(action: ArraySpec, handle: Handle) -> tuple[np.ndarray, np.ndarray]:
     low, high = (np.clip(bound.ravel(), -2.0, 2.0) for bound in action.bounds())
     if not isinstance(handle, PoseHandle):
         position, _ = handle.pose(0.5 * (low + high))
-        return position, np.full(3, 0.8)
+        return position * [0.5, 0.5, 0.7], np.full(3, 0.65)
     corners = np.stack([handle.pose(low)[0], handle.pose(high)[0]])
     return corners.mean(0), np.maximum(corners[1] - corners[0], 0.02)

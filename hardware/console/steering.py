@@ -121,6 +121,12 @@ class ArmHandle:
         with self._lock:
             return self._pose(action)
 
+    def bodies(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return positions (B, 3) in m and quaternions (B, 4) of all bodies of the model at joint positions (A,)."""
+        with self._lock:
+            self._pose(action)
+            return self.data.xpos.copy(), self.data.xquat.copy()
+
     def _pose(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         self.data.qpos[self._places] = action
         self._mujoco.mj_kinematics(self.model, self.data)
