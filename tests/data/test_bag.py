@@ -402,11 +402,22 @@ def test_metadata_of_strangers_are_not_trusted(tmp_path, changes, error):
     assert "\n" not in str(caught.value)
 
 
-def test_metadata_that_want_objects_make_none(tmp_path):
+def laughs():
+    lines = ["a0: &a0 [x, x]"] + [f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]" for k in range(1, 30)]
+    return "\n".join([*lines, "rosbag2_bagfile_information: *a29"])
+
+
+@pytest.mark.parametrize(
+    "text", ["!!python/object/apply:os.system ['touch hacked']", laughs(), "[" * 5000, "a: {", "\0", "- " * 9000]
+)
+def test_metadata_that_want_objects_or_all_memory_get_neither(tmp_path, text):
     rosbag(tmp_path)
-    (tmp_path / "metadata.yaml").write_text("!!python/object/apply:os.system ['touch hacked']")
-    with pytest.raises(DataError, match="no metadata of rosbag2"):
+    (tmp_path / "metadata.yaml").write_text(text)
+    begun = time.monotonic()
+    with pytest.raises(DataError, match="YAML|no metadata") as caught:
         open_bag(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - begun < 10
     assert not Path("hacked").exists()
 
 

@@ -15,6 +15,7 @@ from robot_rl.core.errors import ConfigError, DataError, RobotRLError, UnknownNa
 from robot_rl.data.bag.bag import open_bag
 from robot_rl.data.bag.check import check_bag
 from robot_rl.data.bag.images import decode_image
+from robot_rl.data.bag.streams import Stream, describe, find_events
 from robot_rl.data.bag.to_dataset import Handling, convert_bag
 from robot_rl.data.bag.topic_map import draft_topic_map, parse_topic_map, read_topic_map
 from robot_rl.data.dataset import open_dataset
@@ -234,6 +235,43 @@ def test_compressed_images_are_decoded_and_a_damaged_one_ends_an_episode(tmp_pat
     assert open_dataset(tmp_path / "data").spec.observation["images.small"].shape == (12, 16, 3)
 
 
+def test_sources_are_laid_end_to_end_and_extras_come_along(tmp_path):
+    action = [MAP["action"], {"topic": "/joints", "field": "position[0]", "unit": "m", "frame": "base"}]
+    extras = {"reward": {"topic": "/command", "field": "data", "tolerance": 0.06}}
+    topic_map = changed(action=action, extras=extras, actor="expert")
+    convert(tmp_path, Story(seconds=2.0), topic_map)
+    dataset = open_dataset(tmp_path / "data")
+    frames = dataset.load()
+    assert dataset.spec.action.unit == "rad,m"
+    np.testing.assert_allclose(frames.extras["reward"].ravel(), frames.action[:, 0], atol=1e-6)
+    t = frames.extras["stamp"].ravel() - EPOCH * 1e-9
+    np.testing.assert_allclose(frames.action[:, 1], np.sin(np.ceil(t * 100 - 1e-3) / 100), atol=1e-5)
+    assert set(frames.extras["actor"].ravel()) == {2}
+    more = Story(seconds=3.0)
+    done = convert_bag(open_bag(write(tmp_path / "more", more)), topic_map, tmp_path / "data", append=True)
+    assert done.episodes == 1
+    assert open_dataset(tmp_path / "data").num_episodes == 2
+    reports = [json.loads((tmp_path / "data" / "meta" / f"recording{n}.json").read_text()) for n in ("", "_2")]
+    assert [one["frames"] for one in reports] == [41, 61]
+    assert reports[1]["topic_map"]["actor"] == "expert"
+
+
+@pytest.mark.parametrize(("numbers", "expected"), [(list(range(1, 41)), set()), (list(range(1, 400, 10)), set())])
+def test_numbers_that_do_not_count_by_one_tell_nothing(numbers, expected):
+    stream = Stream("/topic")
+    for k, number in enumerate(numbers):
+        stream.add(k, k * 10**7, k * 10**7, number, False)
+    assert {fault.kind for fault in describe(stream, 0, [], find_events(stream))} == expected
+
+
+def test_a_message_that_its_publisher_numbered_is_missed_even_without_a_rhythm():
+    stream = Stream("/topic")
+    for k, number in enumerate([1, 2, 3, 6, 7, 8]):
+        stream.add(k, 10**9 * k * k, 10**9 * k * k, number, False)
+    (fault,) = describe(stream, 0, [], find_events(stream))
+    assert (fault.kind, fault.text) == ("dropped", "2 messages are missing in 5.000 s")
+
+
 def test_a_recording_is_checked_without_a_map(tmp_path):
     jump = {"/joints": lambda t: -0.5 * (t > 3.0)}
     story = Story(frozen={"/camera": (0.5, 1.5)}, silent={"/joints": (2.0, 2.1)}, header_shift=jump)
@@ -324,7 +362,7 @@ def test_a_map_that_does_not_fit_the_recording_is_one_line(tmp_path, changes, te
 
 def test_yaml_that_wants_objects_makes_none(tmp_path):
     (tmp_path / "map.yaml").write_text("!!python/object/apply:os.system ['touch hacked']")
-    with pytest.raises(ConfigError, match="is no YAML"):
+    with pytest.raises(ConfigError, match="is no plain YAML"):
         read_topic_map(tmp_path / "map.yaml")
     with pytest.raises(UnknownNameError):
         parse_topic_map({**MAP, "actor": "robot"})

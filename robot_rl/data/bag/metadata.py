@@ -11,11 +11,12 @@ import yaml
 
 from robot_rl.core.errors import DataError
 from robot_rl.data.bag.names import printable
+from robot_rl.data.bag.plain_yaml import load_plain, plain_text
 
 FILE = "metadata.yaml"
 """Name of the file in the directory of a recording."""
 _ROOT = "rosbag2_bagfile_information"
-_MAX_BYTES = 1 << 24
+_MAX_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ def qos_text(qos: Sequence[Mapping[str, Any]]) -> str:
 def parse_qos(given: Any) -> tuple[Mapping[str, Any], ...]:
     """Return offered quality of service, given as a list or as its text; nothing where it is neither."""
     try:
-        found = yaml.safe_load(given) if isinstance(given, str) else given
-    except (yaml.YAMLError, RecursionError):
+        found = load_plain(given) if isinstance(given, str) else given
+    except DataError:
         return ()
     return tuple(one for one in found if isinstance(one, dict)) if isinstance(found, (list, tuple)) else ()
 
@@ -126,14 +127,13 @@ def read_metadata(directory: Path) -> Metadata:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise DataError(f"{path}: is larger than the {_MAX_BYTES} bytes that are read")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return _metadata(content[_ROOT])
+        return _metadata(load_plain(path.read_text(encoding="utf-8"))[_ROOT])
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, RecursionError, LookupError, TypeError, ValueError, AttributeError) as error:
-        reason = (str(error).splitlines() or [""])[0][:100]
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:100]
         raise DataError(f"{path}: is no metadata of rosbag2 ({type(error).__name__}: {reason})") from error
 
 
@@ -143,26 +143,29 @@ def _metadata(content: Mapping[str, Any]) -> Metadata:
         about = item["topic_metadata"]
         topics.append(
             TopicInfo(
-                name=str(about["name"]),
-                type=str(about["type"]),
+                name=plain_text(about["name"], "a topic's name"),
+                type=plain_text(about["type"], "a topic's type"),
                 count=int(item["message_count"]),
-                serialization=str(about.get("serialization_format", "cdr")),
+                serialization=plain_text(about.get("serialization_format", "cdr"), "serialization_format"),
                 qos=parse_qos(about.get("offered_qos_profiles")),
-                type_hash=str(about.get("type_description_hash", "")),
+                type_hash=plain_text(about.get("type_description_hash", ""), "type_description_hash"),
             )
         )
-    files = tuple(str(name) for name in content["relative_file_paths"])
+    files = tuple(plain_text(name, "a file's name") for name in content["relative_file_paths"])
     for name in files:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise DataError(f"names the file '{printable(name, 100)}', which is outside of the recording")
     return Metadata(
-        storage=str(content["storage_identifier"]),
+        storage=plain_text(content["storage_identifier"], "storage_identifier"),
         files=files,
         topics=tuple(topics),
         start=int(content["starting_time"]["nanoseconds_since_epoch"]),
         duration=int(content["duration"]["nanoseconds"]),
-        custom={str(key): str(value) for key, value in (content.get("custom_data") or {}).items()},
-        compression=str(content.get("compression_format") or "").lower(),
-        compression_mode=str(content.get("compression_mode") or "").lower(),
-        distribution=str(content.get("ros_distro") or ""),
+        custom={
+            plain_text(key, "a key"): plain_text(value, "custom_data")
+            for key, value in (content.get("custom_data") or {}).items()
+        },
+        compression=plain_text(content.get("compression_format"), "compression_format").lower(),
+        compression_mode=plain_text(content.get("compression_mode"), "compression_mode").lower(),
+        distribution=plain_text(content.get("ros_distro"), "ros_distro"),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def convert_bag(
 ) -> Conversion:
     """Write the recording as a data set and return what came of it.
 
-    A report with every fault, ``recording.json``, is left in the ``meta`` directory of the data set.
+    A report with the map and every fault, ``recording.json``, is left in the ``meta`` directory of the data set.
 
     Args:
         bag: what `robot_rl.data.bag.bag.open_bag` returned.
@@ -71,9 +72,20 @@ def convert_bag(
     ) as writer:
         images = _Images(bag, reader, pieces, conversion, advance)
         _write(reader, topic_map, pieces, images, writer, conversion)
-    report = Path(target) / "meta" / "recording.json"
-    report.write_text(json.dumps(conversion.to_json(), indent=2) + "\n", encoding="utf-8")
+    report = {"source": bag.path.name, "topic_map": asdict(topic_map), **conversion.to_json()}
+    _free_name(Path(target) / "meta" / "recording.json").write_text(
+        json.dumps(report, indent=2) + "\n", encoding="utf-8"
+    )
     return conversion
+
+
+def _free_name(path: Path) -> Path:
+    """Return ``path``, or the first of ``name_2``, ``name_3``, … that does not exist: a data set is appended to."""
+    found, number = path, 1
+    while found.exists():
+        number += 1
+        found = path.with_stem(f"{path.stem}_{number}")
+    return found
 
 
 class _Images:

@@ -12,6 +12,7 @@ import yaml
 
 from robot_rl.core.errors import ConfigError, RobotRLError, UnknownNameError
 from robot_rl.data.bag.bag import Bag, Topic
+from robot_rl.data.bag.plain_yaml import load_plain, plain_text
 from robot_rl.data.store import ACTORS
 
 HOLDS = ("previous", "nearest", "next")
@@ -103,13 +104,11 @@ def read_topic_map(path: str | Path) -> TopicMap:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ConfigError("is larger than a topic map can be")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return parse_topic_map(content)
+        return parse_topic_map(load_plain(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{path}: is no YAML ({reason})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is no text") from error
     except RobotRLError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -131,9 +130,9 @@ def parse_topic_map(content: Any) -> TopicMap:
         action=_sources(given["action"], "action", "next", common),
         extras={key: _sources(one, key, "next", common) for key, one in extras.items()},
         episodes=None if episodes is None else _sources(episodes, "episodes", "previous", math.inf)[0],
-        task=str(given.get("task", "")),
-        actor=str(given.get("actor", TopicMap.actor)),
-        robot_type=str(given.get("robot_type", TopicMap.robot_type)),
+        task=plain_text(given.get("task", ""), "task"),
+        actor=plain_text(given.get("actor", TopicMap.actor), "actor"),
+        robot_type=plain_text(given.get("robot_type", TopicMap.robot_type), "robot_type"),
         min_seconds=_number(given.get("min_seconds", TopicMap.min_seconds), "min_seconds"),
     )
 
@@ -155,18 +154,18 @@ def _source(content: Any, where: str, hold: str, tolerance: float) -> Source:
     if size is not None:
         whole = isinstance(size, list) and len(size) == 2 and all(isinstance(one, int) for one in size)
         if not whole or not all(0 < one <= 8192 for one in size):
-            raise ConfigError(f"'{where}': size is {size!r}, expected [height, width]")
+            raise ConfigError(f"'{where}': size is not [height, width], at most 8192 each")
         size = (size[0], size[1])
     source = Source(
-        topic=str(given["topic"]),
+        topic=plain_text(given["topic"], f"{where}: topic"),
         fields=(fields,) if isinstance(fields, str) else _texts(fields, f"{where}: fields"),
         names=_texts(given.get("names", ()), f"{where}: names"),
-        unit=str(given.get("unit", "")),
-        frame=str(given.get("frame", "")),
+        unit=plain_text(given.get("unit", ""), "unit"),
+        frame=plain_text(given.get("frame", ""), "frame"),
         size=size,
-        hold=str(given.get("hold", hold)),
+        hold=plain_text(given.get("hold", hold), "hold"),
         tolerance=_number(given.get("tolerance", tolerance), f"{where}: tolerance"),
-        stamp=str(given.get("stamp", Source.stamp)),
+        stamp=plain_text(given.get("stamp", Source.stamp), "stamp"),
     )
     if source.hold not in HOLDS:
         raise UnknownNameError(f"hold of '{where}'", source.hold, HOLDS)
@@ -177,7 +176,7 @@ def _source(content: Any, where: str, hold: str, tolerance: float) -> Source:
 
 def _mapping(content: Any, where: str, keys: tuple[str, ...] | None) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ConfigError(f"{where} is {str(content)[:40]!r}, expected names with values")
+        raise ConfigError(f"{where} is a {type(content).__name__}, expected names with values")
     for key in content:
         if keys is not None and key not in keys:
             raise UnknownNameError(f"key of {where}", key, keys)
@@ -186,13 +185,14 @@ def _mapping(content: Any, where: str, keys: tuple[str, ...] | None) -> dict[str
 
 def _texts(content: Any, where: str) -> tuple[str, ...]:
     if not isinstance(content, (list, tuple)) or not all(isinstance(one, str) for one in content):
-        raise ConfigError(f"{where} is {str(content)[:40]!r}, expected a list of names")
+        raise ConfigError(f"{where} is a {type(content).__name__}, expected a list of names")
     return tuple(content)
 
 
 def _number(content: Any, where: str) -> float:
     if isinstance(content, bool) or not isinstance(content, (int, float)) or math.isnan(content) or content < 0:
-        raise ConfigError(f"{where} is {content!r}, expected a number that is not negative")
+        shown = content if isinstance(content, (str, int, float)) else type(content).__name__
+        raise ConfigError(f"{where} is {shown}, expected a number that is not negative")
     return float(content)
 
 
