@@ -22,6 +22,7 @@ from hardware.realtime import computing
 from hardware.statistics import Durations
 from hardware.transport import PolicyLink
 from robot_rl.core.env import Observation
+from robot_rl.core.errors import HardwareError
 from robot_rl.core.policy import Policy
 from robot_rl.core.realtime import RealTimeConfig
 from robot_rl.core.robot import StampedObservation
@@ -44,6 +45,8 @@ class PolicyReport:
     """Times that the history was forgotten for a new episode."""
     warm_up_seconds: float = 0.0
     """Duration of the inferences before the first observation."""
+    failures: int = 0
+    """Plans that a policy on another computer did not give."""
     largest_delay: int = 0
     """Most actions that were executed while a chunk was planned that went on from another, the present one included."""
     late: int = 0
@@ -59,6 +62,7 @@ class PolicyReport:
             "skipped": self.skipped,
             "episodes": self.episodes,
             "warm_up_seconds": self.warm_up_seconds,
+            "failures": self.failures,
             "largest_delay": self.largest_delay,
             "late": self.late,
             "inference": self.inference.to_json(),
@@ -92,6 +96,18 @@ class PolicyServer:
             self.report.skipped += 1
         self._answer(self._waiting.popleft())
         return True
+
+    def serve_in_spite(self, timeout: float) -> None:
+        """`serve_once`, but a policy on another computer that does not answer is asked anew at the next observation.
+
+        The executor brakes and holds by itself meanwhile.
+        """
+        try:
+            self.serve_once(timeout)
+        except HardwareError as error:
+            logger.error("%s", error)
+            self.report.failures += 1
+            self._runner.player.reset(self._all)
 
     def _collect(self, timeout: float) -> None:
         """Read what came, waiting up to ``timeout`` seconds if there is nothing."""
@@ -233,5 +249,5 @@ def serve(
         server.report.warm_up_seconds = warm_up(policy, 0 if seed is None else seed)
     with computing(pin):
         while not stop.is_set():
-            server.serve_once(0.1)
+            server.serve_in_spite(0.1)
     return server.report

@@ -1,0 +1,284 @@
+"""A policy on another computer: the same answers, deadlines, and clients that mean harm or break."""
+
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("msgpack")
+pytest.importorskip("websockets")
+
+from websockets.exceptions import ConnectionClosed  # noqa: E402
+from websockets.sync.client import connect  # noqa: E402
+
+from robot_rl.core.errors import ConfigError, DataError, HardwareError  # noqa: E402
+from robot_rl.core.policy import Policy  # noqa: E402
+from robot_rl.core.realtime import Commitment, RealTimeConfig  # noqa: E402
+from robot_rl.core.spec import ArraySpec, Spec  # noqa: E402
+from robot_rl.policies.checkpoint import load_policy, read_description, save_policy  # noqa: E402
+from robot_rl.policies.chunked import ChunkedConfig, ChunkedPolicy  # noqa: E402
+from robot_rl.rollout.player import PolicyRunner  # noqa: E402
+from robot_rl.serving.protocol import LARGEST_MESSAGE, decode, encode, pack_commitment, unpack_commitment  # noqa: E402
+from robot_rl.serving.server import PolicyWebServer, ServerConfig  # noqa: E402
+
+SPEC = Spec({"state": ArraySpec((3,))}, ArraySpec((2,), low=(-1.0, -1.0), high=(1.0, 1.0)), 10.0)
+HISTORY = {"state": np.ones((2, 2, 3), np.float32)}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A directory of checkpoints, and a checkpoint beside it that must stay out of reach."""
+    torch.manual_seed(0)
+    outside = tmp_path_factory.mktemp("outside")
+    root = outside / "root"
+    policy = ChunkedPolicy(SPEC, ChunkedConfig(width=16, depth=1, horizon=8, execute_steps=4, sample_steps=2)).eval()
+    torch.nn.init.normal_(policy.head.backbone.leave.weight)
+    for directory in (root / "arm" / "best", outside / "secret"):
+        save_policy(policy, directory)
+    (root / "link").symlink_to(outside / "secret")
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(root):
+    config = ServerConfig(port=0, token_file=root / "token", handshake_seconds=0.5, max_clients=3)
+    with PolicyWebServer(root, config) as server:
+        yield server
+
+
+@pytest.fixture
+def address(server, root):
+    return f"{server.address}/arm/best?token_file={root / 'token'}&timeout=5"
+
+
+@pytest.fixture
+def policy(address):
+    policy = load_policy(address)
+    yield policy
+    policy.close()
+
+
+def raw(server, path="arm/best", **headers):
+    """A client of our own making, with the token unless told otherwise."""
+    headers = headers or {"Authorization": f"Bearer {server._token}"}
+    return connect(f"{server.address}/{path}", additional_headers=headers, compression=None, proxy=None, max_size=None)
+
+
+def greeted(server):
+    connection = raw(server)
+    connection.send(encode({"type": "hello", "protocol": 1}))
+    assert decode(connection.recv(timeout=10))["type"] == "policy"
+    return connection
+
+
+def test_a_served_policy_plans_what_it_plans_here(policy, root):
+    local = load_policy(root / "arm" / "best")
+    assert isinstance(policy, Policy)
+    assert (policy.spec, policy.obs_steps, policy.horizon, policy.execute_steps) == (SPEC, 2, 8, 4)
+    noise = np.random.default_rng(0).normal(size=(2, 8, 2)).astype(np.float32)
+    np.testing.assert_array_equal(policy.plan(HISTORY, noise), local.plan(HISTORY, noise))
+    commitment = Commitment(np.full((2, 8, 2), 0.3, np.float32), np.array([4, 0]), 2, RealTimeConfig("guided"))
+    np.testing.assert_array_equal(policy.plan(HISTORY, noise, commitment), local.plan(HISTORY, noise, commitment))
+    policy.seed(7), local.seed(7)
+    np.testing.assert_array_equal(policy.plan(HISTORY), local.plan(HISTORY))
+    actions = np.zeros((2, 2), np.float32)
+    assert policy.refine(HISTORY, actions) is actions
+
+
+def test_the_address_stands_where_a_checkpoint_does(address):
+    assert Spec.from_json(read_description(address)["policy"]["spec"]) == SPEC
+
+
+def test_every_client_has_a_noise_of_its_own(address):
+    first, second = load_policy(address), load_policy(address)
+    first.seed(1), second.seed(1)
+    expected = [first.plan(HISTORY) for _ in range(2)]
+    np.testing.assert_array_equal(second.plan(HISTORY), expected[0])
+    first.plan(HISTORY)
+    np.testing.assert_array_equal(second.plan(HISTORY), expected[1])
+    first.close(), second.close()
+
+
+def test_wrong_tokens_are_refused_before_anything_is_read(server, address, tmp_path):
+    other = tmp_path / "token"
+    other.write_text("another token, as long\n")
+    with pytest.raises(HardwareError, match="wrong token"):
+        load_policy(f"{server.address}/arm/best?token_file={other}")
+    with pytest.raises(ConfigError, match="token file"):
+        load_policy(f"{server.address}/arm/best?token_file={tmp_path / 'none'}")
+    other.write_text("short")
+    with pytest.raises(ConfigError, match="16 or more"):
+        PolicyWebServer(tmp_path, ServerConfig(token_file=other))
+
+
+@pytest.mark.parametrize("path", ["../secret", "..%2Fsecret", "link", "arm", "nothing", "%00", "/etc", "a" * 2000])
+def test_paths_outside_the_root_are_refused(server, root, path):
+    with pytest.raises(HardwareError, match=r"no policy|no such policy|cannot be reached|refused"):
+        load_policy(f"{server.address}/{path}?token_file={root / 'token'}")
+
+
+def test_a_made_token_is_readable_by_its_owner_only(root, tmp_path):
+    server = PolicyWebServer(root, ServerConfig(token_file=tmp_path / "new" / "token"))
+    assert (tmp_path / "new" / "token").stat().st_mode & 0o777 == 0o600
+    assert len(server._token) >= 32
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x80\x04\x95pickle",
+        b"\xc1" * 100,
+        b"\x91" * 5000,
+        "text",
+        encode({"type": "plan"}),
+        encode({"type": 3, "id": 1}),
+        encode({"type": "plan", "id": 1, "history": {"array": "|O", "shape": [1], "data": b"12345678"}}),
+        encode({"type": "plan", "id": 1, "history": {"array": "<f4", "shape": [2**40], "data": b"1"}}),
+        encode({"type": "plan", "id": 1, "history": {"array": "<f4", "shape": [-1, -1], "data": b"1234"}}),
+    ],
+    ids=lambda data: repr(data[:12]),
+)
+def test_garbage_ends_its_own_connection_only(server, policy, data):
+    connection = greeted(server)
+    connection.send(data)
+    assert decode(connection.recv(timeout=5))["type"] == "error"
+    with pytest.raises(ConnectionClosed):
+        connection.recv(timeout=5)
+    assert policy.plan(HISTORY).shape == (2, 8, 2)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        {"type": "plan", "history": {}},
+        {"type": "plan", "history": {"state": np.ones((2, 3, 3), np.float32)}},
+        {"type": "plan", "history": {"state": np.full((1, 2, 3), np.nan, np.float32)}},
+        {"type": "plan", "history": {"state": np.ones((1000, 2, 3), np.float32)}},
+        {"type": "plan", "history": {"state": np.float32(1).reshape(1)[0] * np.ones(())}},
+        {"type": "plan", "history": HISTORY, "noise": np.ones((1, 8, 2), np.float32)},
+        {"type": "plan", "history": HISTORY, "noise": np.ones((2, 3), np.float32)},
+        {"type": "plan", "history": HISTORY, "commitment": {"way": "guided_full"}},
+        {"type": "refine", "history": HISTORY, "actions": np.ones((2, 9), np.float32)},
+        {"type": "seed", "seed": "x"},
+        {"type": "eval", "code": "import os"},
+    ],
+    ids=lambda question: question["type"],
+)
+def test_questions_that_do_not_fit_are_refused_and_the_connection_goes_on(server, question):
+    connection = greeted(server)
+    connection.send(encode({**question, "id": 5}))
+    answer = decode(connection.recv(timeout=5))
+    assert (answer["type"], answer["id"]) == ("error", 5)
+    assert "\n" not in answer["message"]
+    connection.send(encode({"type": "plan", "history": HISTORY, "id": 6}))
+    assert decode(connection.recv(timeout=5))["actions"].shape == (2, 8, 2)
+    connection.close()
+
+
+def test_oversized_messages_and_other_versions_end_the_connection(server, policy):
+    connection = greeted(server)
+    connection.send(bytes(LARGEST_MESSAGE + 1))
+    with pytest.raises(ConnectionClosed, match="1009"):
+        connection.recv(timeout=5)
+    connection = raw(server)
+    connection.send(encode({"type": "hello", "protocol": 99}))
+    assert "protocol 1" in decode(connection.recv(timeout=5))["message"]
+    assert policy.plan(HISTORY).shape == (2, 8, 2)
+
+
+def test_half_open_clients_are_dropped_and_hold_nobody_up(server, policy):
+    host, port = server._server.socket.getsockname()[:2]
+    silent = [socket.create_connection((host, port)) for _ in range(20)]
+    for one in silent[:10]:
+        one.sendall(b"GET /arm/best HTTP/1.1\r\nHost: x\r\n")  # and nothing more
+    speechless = raw(server)  # opens, and never says hello
+    begun = time.monotonic()
+    assert policy.plan(HISTORY).shape == (2, 8, 2)
+    assert time.monotonic() - begun < 2.0
+    with pytest.raises(ConnectionClosed):
+        speechless.recv(timeout=5)
+    for one in silent:
+        one.settimeout(10)
+        while one.recv(4096):
+            pass  # until the server closes it
+        one.close()
+
+
+def test_no_more_clients_than_allowed(server, policy):
+    others = [greeted(server), greeted(server)]
+    with pytest.raises(Exception, match="503"):
+        raw(server)
+    for one in others:
+        one.close()
+    for _ in range(100):
+        if len(server._clients) == 1:
+            break
+        time.sleep(0.02)
+    greeted(server).close()
+
+
+def test_a_server_that_does_not_answer_in_time_is_an_error_and_its_late_answer_is_never_used(
+    root, tmp_path, monkeypatch
+):
+    import robot_rl.serving.server as module
+
+    slow, hang = load_policy(root / "arm" / "best"), threading.Event()
+    plan = slow.plan
+    slow.plan = lambda history, **options: (hang.wait(3.0), np.full((2, 8, 2), 9.0))[1]
+    monkeypatch.setattr(module, "load_policy", lambda *arguments: slow)
+    token = tmp_path / "token"
+    with PolicyWebServer(root, ServerConfig(port=0, token_file=token)) as server:
+        policy = load_policy(f"{server.address}/arm/best?token_file={token}&timeout=0.3")
+        begun = time.monotonic()
+        with pytest.raises(HardwareError, match=r"did not answer within 0\.3 s"):
+            policy.plan(HISTORY)
+        assert time.monotonic() - begun < 2.0
+        slow.plan = plan
+        hang.set()
+        assert np.abs(policy.plan(HISTORY)).max() <= 1.0  # over a new connection
+        policy.close()
+
+
+def test_a_server_that_dies_is_an_error_and_is_found_again(root, tmp_path):
+    config = ServerConfig(port=0, token_file=tmp_path / "token")
+    server = PolicyWebServer(root, config)
+    server.start()
+    port = server._server.socket.getsockname()[1]
+    policy = load_policy(f"{server.address}/arm/best?token_file={tmp_path / 'token'}&connect_timeout=5")
+    server.stop()
+    for _ in range(2):
+        with pytest.raises(HardwareError, match=r"lost|reached"):
+            policy.plan(HISTORY)
+    with PolicyWebServer(root, ServerConfig(port=port, token_file=tmp_path / "token")):
+        assert policy.plan(HISTORY).shape == (2, 8, 2)
+        policy.close()
+
+
+@pytest.mark.parametrize("address", ["ws://host", "ws://:80", "ws://host:9?colour=red", "ws://host:9?timeout=soon"])
+def test_addresses_that_are_none_are_refused(address):
+    with pytest.raises(ConfigError, match="address"):
+        load_policy(address)
+
+
+def test_messages_come_back_as_they_were():
+    message = {"type": "x", "values": [np.arange(6).reshape(2, 3), np.array([True]), np.float32(2.5)], "none": None}
+    found = decode(encode(message))
+    np.testing.assert_array_equal(found["values"][0], message["values"][0])
+    assert found["values"][1].dtype == bool
+    assert found["values"][2] == 2.5
+    commitment = Commitment(np.ones((1, 4, 2), np.float32), np.array([3]), 2, RealTimeConfig("guided", "identity"))
+    again = unpack_commitment(decode(encode({"type": "x", "c": pack_commitment(commitment)}))["c"], 1, 4, 2)
+    np.testing.assert_array_equal(again.weights, commitment.weights)
+    with pytest.raises(DataError, match="shape"):
+        unpack_commitment(pack_commitment(commitment), 2, 4, 2)
+
+
+def test_a_runner_goes_on_from_its_chunks_through_a_server(policy):
+    runner = PolicyRunner(policy, 5, RealTimeConfig("guided", "identity"))
+    for _ in range(10):
+        assert runner.step({"state": np.zeros((5, 3), np.float32)}).shape == (5, 2)
+    assert runner.commitment.remaining.tolist() == [4] * 5
