@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -56,8 +57,8 @@ class ForceMonitor:
         """Take one tick's readings and return whether a limit is exceeded now; the log says which."""
         found = False
         for k, one in enumerate(self.limits):
-            readings = np.abs(np.ravel(values[one.key])[self._elements[k]])
-            reading = float(np.linalg.norm(readings) if one.norm else readings.max())
+            readings = values[one.key].ravel()[self._elements[k]]
+            reading = math.sqrt(float(readings @ readings)) if one.norm else float(np.abs(readings).max())
             if reading <= one.limit:
                 self._above[k], self._tolerated[k] = 0, one.limit
                 continue

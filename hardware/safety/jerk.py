@@ -193,9 +193,9 @@ class JerkLimiter(MotionLimiter):
 
         Braking is such a change: the command before was admitted for it.
         """
-        braked = self._braking(self.step, self.change)
         if self._stoppable(self.step + wish, wish).all():
             return wish, np.zeros(wish.shape, bool)
+        braked = self._braking(self.step, self.change)
         tried = braked + _SHARES * (wish - braked)
         return _last(tried, self._stoppable(self.step + tried, tried), wish)
 

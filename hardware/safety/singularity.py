@@ -48,6 +48,13 @@ class Singularity:
             raise ValueError("the Jacobian holds a value that is not finite")
         return float(values[0] / values[-1]) if values[-1] > _SINGULAR else math.inf
 
+    def far_from(self, path: np.ndarray) -> bool:
+        """Return whether a stop along the ``path`` (T, A) ends where nothing need be slowed down.
+
+        On the short way there the number does not rise above the threshold and fall again.
+        """
+        return self._recall(path[-1]) <= self.slow
+
     def share(self, position: np.ndarray, command: np.ndarray) -> float:
         """Return which share of the motion from ``position`` (A,) to ``command`` (A,) is permitted, in [0, 1]."""
         there = self._recall(command)
@@ -58,8 +65,7 @@ class Singularity:
     def excess(self, commands: np.ndarray, permitted: float = 0.0) -> float:
         """Return by how much the worst condition number of a path of ``commands`` (T, A) exceeds ``stop``.
 
-        The whole path is judged only where its beginning or its end is beyond ``slow``: on the short way of a stop the
-        number does not rise to ``stop`` and fall again.
+        The whole path is judged only where its beginning or its end is beyond ``slow``.
         """
         worst = max(self._recall(commands[0]), self._recall(commands[-1]))
         if worst > self.slow and worst <= self.stop + permitted:

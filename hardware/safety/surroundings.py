@@ -70,9 +70,10 @@ class Surroundings:
             flags |= limited
         if guards.singularity is not None:
             judged = (guards.singularity, *judged)
-            share = guards.singularity.share(position, command)
-            command, limited = self._keep_inside(command, judged, SafetyFlag.SINGULARITY_LIMITED, share)
-            flags |= limited
+            if not guards.singularity.far_from(self._motion.braking_path(command)):
+                share = guards.singularity.share(position, command)
+                command, limited = self._keep_inside(command, judged, SafetyFlag.SINGULARITY_LIMITED, share)
+                flags |= limited
         if guards.clearance is not None:
             command, limited = self._keep_apart(command, guards.clearance, judged)
             flags |= limited
