@@ -342,6 +342,10 @@ HOSTILE = {
     "giant string": mcap_with(mcap.record(mcap.CHANNEL, b"\0\0\0\0\xff\xff\xff\xff")),
     "message of no channel": mcap_with(mcap.record(mcap.MESSAGE, mcap.MESSAGE_HEAD.pack(9, 0, 0, 0))),
     "short message": mcap_with(mcap.record(mcap.MESSAGE, b"\0\0")),
+    "end of time": mcap_with(
+        mcap.channel_record(0, mcap.Channel("/a", 0)),
+        mcap.record(mcap.MESSAGE, mcap.MESSAGE_HEAD.pack(0, 0, (1 << 64) - 1, 0)),
+    ),
     "no UTF-8": mcap_with(mcap.record(mcap.SCHEMA, b"\1\0" + struct.pack("<I", 2) + b"\xff\xfe" + bytes(8))),
     "opcode zero": mcap_with(bytes(200)),
     "sqlite header": b"SQLite format 3\0" + bytes(500),
@@ -414,7 +418,7 @@ def test_metadata_that_want_objects_or_all_memory_get_neither(tmp_path, text):
     rosbag(tmp_path)
     (tmp_path / "metadata.yaml").write_text(text)
     begun = time.monotonic()
-    with pytest.raises(DataError, match="YAML|no metadata") as caught:
+    with pytest.raises(DataError, match=r"YAML|no metadata") as caught:
         open_bag(tmp_path)
     assert "\n" not in str(caught.value)
     assert time.monotonic() - begun < 10

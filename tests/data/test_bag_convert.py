@@ -14,6 +14,7 @@ from rosbags.typesys import Stores, get_typestore
 from robot_rl.core.errors import ConfigError, DataError, RobotRLError, UnknownNameError
 from robot_rl.data.bag.bag import open_bag
 from robot_rl.data.bag.check import check_bag
+from robot_rl.data.bag.definitions import schema_of
 from robot_rl.data.bag.images import decode_image
 from robot_rl.data.bag.streams import Stream, describe, find_events
 from robot_rl.data.bag.to_dataset import Handling, convert_bag
@@ -179,6 +180,23 @@ def test_one_jumping_clock_can_be_overruled_by_the_times_of_receipt(tmp_path):
     kept = convert(tmp_path / "keep", story, handling=Handling(jumps="keep"))
     assert kinds(kept.faults) == {("clock_jump", "/camera")}
     assert kept.frames == pytest.approx(80, abs=1)
+
+
+def test_receipt_that_goes_back_and_forth_never_asks_for_an_image_again(tmp_path):
+    from robot_rl.data.bag.mcap_writer import McapWriter
+
+    write(tmp_path / "bag", Story())
+    bag = open_bag(tmp_path / "bag")
+    writer = McapWriter(tmp_path / "shaken.mcap")
+    numbers = {name: writer.add_channel(name, schema_of(topic.type)) for name, topic in bag.topics.items()}
+    for k, one in enumerate(bag.messages()):
+        writer.write(numbers[one.topic], one.log_time + (k % 7 == 0) * 400_000_000, one.data)
+    writer.finish()
+    done = convert_bag(
+        open_bag(tmp_path / "shaken.mcap"), parse_topic_map(MAP), tmp_path / "data", handling=Handling(jumps="keep")
+    )
+    assert done.frames > 40
+    assert {kind for kind, _ in kinds(done.faults)} >= {"clock_jump"}
 
 
 def test_a_clock_that_differs_is_named_and_can_be_aligned(tmp_path):

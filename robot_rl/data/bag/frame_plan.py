@@ -178,7 +178,7 @@ def _clocks(
             moved = offsets[name] - common
             if how == "aligned":
                 times = times + moved
-            elif abs(moved) > max(streams.JUMP_SECONDS, min(track.source.tolerance, 1e6)):
+            elif abs(moved) > max(streams.JUMP_SECONDS, track.source.tolerance):
                 begin, end = (float(seconds([stream.received[one]], reader.zero)[0]) for one in (start, stop - 1))
                 text = f"its clock is {moved:+.3f} s from the others'; stamp: aligned, or receive, mends that"
                 fault = Fault("clock_offset", name, begin, end, text)
@@ -208,7 +208,8 @@ def _frames(
     for number, track in enumerate(reader.tracks):
         clock, source = clocks[number], track.source
         places = _places(clock.times, grid, source.hold)
-        rows[number] = clock.rows[places]
+        # Images are decoded in one pass, so that a frame never takes an older one than the frame before it.
+        rows[number] = np.maximum.accumulate(clock.rows[places]) if track.is_image else clock.rows[places]
         far = np.abs(clock.times[places] - grid) > source.tolerance + 1e-9
         if handling.dropped == "drop" and track.name != "episodes":
             _leave_out(good, far, f"nothing from {source.topic} within {source.tolerance:g} s", conversion)

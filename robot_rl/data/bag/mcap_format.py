@@ -24,6 +24,7 @@ MAX_RECORD = 1 << 30
 MAX_CHUNK = 1 << 28
 """Largest chunk (bytes) after decompression."""
 _MAX_WINDOW = 1 << 27
+_LATEST = (1 << 63) - 1
 PREFIX = struct.Struct("<BQ")
 """Opcode and length before every record."""
 MESSAGE_HEAD = struct.Struct("<HIQQ")
@@ -156,7 +157,10 @@ def read_message(content: memoryview) -> Message:
     """Return the message of a record's content; its payload shares the memory."""
     if len(content) < MESSAGE_HEAD.size:
         raise DataError("a message is cut or damaged")
-    return Message(*MESSAGE_HEAD.unpack_from(content), content[MESSAGE_HEAD.size :])
+    message = Message(*MESSAGE_HEAD.unpack_from(content), content[MESSAGE_HEAD.size :])
+    if max(message.log_time, message.publish_time) > _LATEST:
+        raise DataError("a message is from a time that there is not")
+    return message
 
 
 def compress(name: str, data: bytes) -> bytes:

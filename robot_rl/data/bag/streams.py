@@ -125,7 +125,7 @@ def find_events(stream: Stream) -> Events:
 
 
 def _numbered(sequences: np.ndarray) -> np.ndarray:
-    """Return which steps (n - 1,) go from one publisher's number to another: most must be 1, or they count otherwise."""
+    """Return which steps (n - 1,) go from one publisher's number to another; none if most of them are not 1."""
     known = (sequences[1:] > 0) & (sequences[:-1] > 0)
     steps = np.diff(sequences)[known]
     return known if len(steps) and np.mean(steps == 1) > 0.5 else np.zeros_like(known)

@@ -73,9 +73,8 @@ def convert_bag(
         images = _Images(bag, reader, pieces, conversion, advance)
         _write(reader, topic_map, pieces, images, writer, conversion)
     report = {"source": bag.path.name, "topic_map": asdict(topic_map), **conversion.to_json()}
-    _free_name(Path(target) / "meta" / "recording.json").write_text(
-        json.dumps(report, indent=2) + "\n", encoding="utf-8"
-    )
+    path = _free_name(Path(target) / "meta" / "recording.json")
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return conversion
 
 

@@ -24,6 +24,7 @@ EXTRAS = ("reward", "policy_action", "intervention", "safety_flags")
 IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 """Types that become images."""
 _MAX_BYTES = 1 << 20
+_ANY_TIME = 1e9
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def parse_topic_map(content: Any) -> TopicMap:
         observation={key: _sources(one, key, "previous", common) for key, one in observation.items()},
         action=_sources(given["action"], "action", "next", common),
         extras={key: _sources(one, key, "next", common) for key, one in extras.items()},
-        episodes=None if episodes is None else _sources(episodes, "episodes", "previous", math.inf)[0],
+        episodes=None if episodes is None else _sources(episodes, "episodes", "previous", _ANY_TIME)[0],
         task=plain_text(given.get("task", ""), "task"),
         actor=plain_text(given.get("actor", TopicMap.actor), "actor"),
         robot_type=plain_text(given.get("robot_type", TopicMap.robot_type), "robot_type"),
