@@ -31,8 +31,9 @@ logger = logging.getLogger(__name__)
 class DriverConfig:
     """Settings of every driver."""
 
-    rate_hz: float = 30.0
-    """Control steps per second of the policies that this robot is for."""
+    rate_hz: float = 20.0
+    """Control steps per second of the policies that this robot is for; the executor's tick rate is a whole multiple
+    (``--executor.tick-rate-hz 90`` for 30)."""
     connect_timeout: float = 5.0
     """Seconds to wait for the first measurement."""
     max_failures: int = 5

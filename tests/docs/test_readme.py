@@ -39,7 +39,7 @@ def test_the_blocks_run(page, tmp_path):
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
         "ROBOT_RL_DEBUG": "1",
-        "ROS_DOMAIN_ID": str(94 + PAGES.index(page)),
+        "ROS_DOMAIN_ID": str(80 + PAGES.index(page)),
     }
     for language, code in blocks(page):
         command = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
