@@ -4,9 +4,11 @@ Two processes over ROS 2 on this machine: the executor of `hardware.executor` at
 the safety chain on, and a policy of 4 M parameters that plans at each of its 20 steps per second on one thread (traced,
 see `hardware.policy_process.trace_network`). In turn with it, so that whatever else runs on the machine disturbs all
 alike: the same without the real-time priority that the default asks for, and the same tick called by an rclpy timer in
-the thread that also serves the subscriptions, which is how a ROS 2 node is usually written.
+the thread that also serves the subscriptions, which is how a ROS 2 node is usually written. Two more run beside three
+cameras, whose images arrive in the executor's process: at 100 and at 500 Hz.
 
 Run: ``make bench NAME=control_loop`` or ``python benchmarks/control_loop.py [--seconds 60] [--rounds 3] [--extras]``.
+Ten minutes, for what memory does: ``--seconds 600 --rounds 1 --kinds cameras fast_cameras --name control_loop_long``.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,11 +31,20 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 TICK_RATE, POLICY_RATE, JOINTS, SAMPLE_STEPS = 100.0, 20.0, 7, 10
+CAMERAS, CAMERA_RATE, IMAGE = 3, 30.0, (480, 640, 3)
+LONG, KEPT = 120.0, 20.0
+"""Seconds beyond which a run keeps what it measured of the last seconds only, so that its own notes do not grow."""
 TARGETS = {
     "lateness_p99_ms": ["<=", 1.0],
     "missed_ticks": ["<=", 0],
     "latency_minus_inference_p99_ms": ["<=", 5.0],
 }
+BESIDE_CAMERAS = {
+    "lateness_p99_ms": ["<=", 1.0],
+    "policy_starved_ticks": ["<=", 0],
+    "memory_growth_mib_per_minute": ["<=", 0.5],
+}
+"""Targets of the kinds ``cameras`` and, but for the lateness, ``fast_cameras``."""
 EXPLANATION = (
     "Lateness: wake-up of a tick against its absolute deadline. Latency: measurement of an observation to the first "
     "command that its chunk brought about, over ROS 2 both ways; that command may replace the one of the present tick "
@@ -39,7 +52,9 @@ EXPLANATION = (
     "realtime asks for that priority, as the executor does by default (realtime_priority says whether it was granted); "
     "rclpy_timer, at normal priority, calls the same tick from a timer. Extras, on request: on_ticks replaces no "
     "command, so that a chunk waits for the next tick; pinned keeps loop and policy to a processor each, which is for "
-    "machines with nothing else to do."
+    "machines with nothing else to do. cameras and fast_cameras (500 Hz), at normal priority: three cameras' worth of "
+    "640x480 images at 30 Hz arrive beside it, with the Fast DDS profile for images. Memory: slope of the executor's "
+    "resident set over the last two thirds of the run; what a short run shows is mostly start-up."
 )
 KINDS: dict[str, dict[str, Any]] = {
     "normal": {"realtime_priority": 0},
@@ -47,6 +62,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "rclpy_timer": {"realtime_priority": 0},
     "on_ticks": {"realtime_priority": 0, "replace_within_tick": False},
     "pinned": {"realtime_priority": 0, "pin": True},
+    "cameras": {"realtime_priority": 0},
+    "fast_cameras": {"realtime_priority": 0, "tick_rate_hz": 500.0},
 }
 """Settings of the executor by kind of run."""
 EXTRAS = ("on_ticks", "pinned")
@@ -56,7 +73,30 @@ EXTRAS = ("on_ticks", "pinned")
 # ---- the processes ---------------------------------------------------------------------------------------------------
 
 
-def policy_role(output: Path, stop: threading.Event, kind: str) -> None:
+class Notes(dict[int, Any]):
+    """What was noted by number; of a long run, the newest only."""
+
+    def __init__(self, seconds: float, rate: float) -> None:
+        super().__init__()
+        self.most = int(KEPT * rate) if seconds > LONG else 0
+
+    def __setitem__(self, number: int, value: Any) -> None:
+        super().__setitem__(number, value)
+        while self.most and len(self) > self.most:
+            del self[next(iter(self))]
+
+
+def row(seconds: float, rate: float) -> deque[float]:
+    """Return an empty row of moments, which keeps the newest only in a long run."""
+    return deque(maxlen=int(KEPT * rate) if seconds > LONG else None)
+
+
+def resident_mib() -> float:
+    """Return this process's memory in MiB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def policy_role(output: Path, stop: threading.Event, seconds: float, kind: str) -> None:
     """Serve a random policy of realistic size; write when each observation was read and its chunk sent."""
     import torch
 
@@ -71,7 +111,7 @@ def policy_role(output: Path, stop: threading.Event, kind: str) -> None:
     torch.manual_seed(0)
     spec = FakeRobot(JOINTS, rate_hz=POLICY_RATE).spec
     policy = ChunkedPolicy(spec, ChunkedConfig(width=512, depth=3, execute_steps=1, sample_steps=SAMPLE_STEPS)).eval()
-    times: dict[int, list[float]] = {}
+    times: Notes = Notes(seconds, POLICY_RATE)
 
     class TimedLink(RosPolicyLink):
         def receive_observation(self, timeout: float) -> StampedObservation | None:
@@ -108,10 +148,10 @@ def executor_role(output: Path, stop: threading.Event, seconds: float, kind: str
     from robot_rl.core.policy import ActionChunk
     from robot_rl.core.robot import StampedObservation
 
-    observed, commanded = [], []
-    stamps: dict[int, float] = {}
-    arrived: dict[int, float] = {}
-    polled: dict[int, float] = {}
+    rate = KINDS[kind].get("tick_rate_hz", TICK_RATE)
+    observed, commanded = row(seconds, rate), row(seconds, rate)
+    stamps, arrived, polled = (Notes(seconds, POLICY_RATE) for _ in range(3))
+    memory: list[tuple[float, float, int]] = []
 
     class TimedRobot(FakeRobot):
         def observe(self) -> StampedObservation:
@@ -121,6 +161,8 @@ def executor_role(output: Path, stop: threading.Event, seconds: float, kind: str
         def command(self, action: np.ndarray) -> np.ndarray:
             sent = super().command(action)
             commanded.append(time.monotonic())
+            self.commands.clear()
+            self.commanded_after.clear()
             return sent
 
     class TimedLink(RosExecutorLink):
@@ -139,7 +181,7 @@ def executor_role(output: Path, stop: threading.Event, seconds: float, kind: str
             super()._on_chunk(message)
 
     class ExactDurations(Durations):
-        values: ClassVar[list[float]] = []
+        values: ClassVar[deque[float]] = row(seconds, rate)
 
         def add(self, seconds: float) -> None:
             super().add(seconds)
@@ -148,12 +190,22 @@ def executor_role(output: Path, stop: threading.Event, seconds: float, kind: str
     lateness = ExactDurations()
     robot = TimedRobot(JOINTS, rate_hz=POLICY_RATE)
     link = TimedLink(robot.spec)
-    config = ExecutorConfig(TICK_RATE, execute_steps=1, late_steps=3, autostart=True, **KINDS[kind])
+    options = {"tick_rate_hz": TICK_RATE, **KINDS[kind]}
+    config = ExecutorConfig(execute_steps=1, late_steps=3, autostart=True, **options)
     granted = request_realtime(config.realtime_priority)
     if granted:
         release_realtime()  # the loop asks for itself
     executor = Executor(robot, link, config)
     executor.lateness = lateness
+    if "cameras" in kind:
+        watch_cameras(link)
+    ended = threading.Event()
+
+    def sample() -> None:
+        while not ended.wait(1.0):
+            memory.append((time.monotonic(), resident_mib(), IMAGES_SEEN[0]))
+
+    threading.Thread(target=sample, daemon=True).start()
     executor.connect()
     try:
         if kind == "rclpy_timer":
@@ -161,10 +213,13 @@ def executor_role(output: Path, stop: threading.Event, seconds: float, kind: str
         else:
             executor.run(stop, seconds)
     finally:
+        ended.set()
         executor.shut_down()
         link.close()
-    times = {"observed": observed, "commanded": commanded, "lateness": lateness.values[int(TICK_RATE / 2) :]}
-    times |= {"stamps": stamps, "arrived": arrived, "polled": polled}
+    late = list(lateness.values)
+    times: dict[str, Any] = {"observed": list(observed), "commanded": list(commanded)}
+    times |= {"lateness": late if seconds > LONG else late[int(rate / 2) :]}
+    times |= {"stamps": stamps, "arrived": arrived, "polled": polled, "memory": memory}
     output.write_text(json.dumps({"report": executor.report(), "times": times, "granted": granted}))
 
 
@@ -181,6 +236,49 @@ def timer_loop(executor: Any, link: Any, stop: threading.Event, seconds: float) 
     time.sleep(5.0 / TICK_RATE)
 
 
+IMAGES_SEEN = [0]
+"""Images that arrived in this process."""
+
+
+def watch_cameras(link: Any) -> None:
+    """Take in the images of `cameras_role`, in the thread that also takes in chunks, as a robot's cameras would."""
+    from rclpy.qos import QoSProfile, ReliabilityPolicy
+    from sensor_msgs.msg import Image
+
+    profile = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+    newest: dict[int, np.ndarray] = {}
+
+    def take(camera: int, message: Any) -> None:
+        newest[camera] = np.frombuffer(message.data, np.uint8).reshape(IMAGE)
+        IMAGES_SEEN[0] += 1
+
+    for camera in range(CAMERAS):
+        link.endpoint.subscribe(Image, f"camera_{camera}", partial(take, camera), profile)
+
+
+def cameras_role(stop: threading.Event) -> None:
+    """Publish noise as the images of all cameras."""
+    from rclpy.qos import QoSProfile, ReliabilityPolicy
+
+    from hardware.ros import convert
+    from hardware.ros.endpoint import Endpoint
+    from robot_rl.core.clock import Rate
+
+    endpoint = Endpoint("cameras")
+    from sensor_msgs.msg import Image
+
+    profile = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+    publish = [endpoint.publisher(Image, f"camera_{k}", profile) for k in range(CAMERAS)]
+    endpoint.start()
+    image, seq = np.random.default_rng(0).integers(0, 255, IMAGE).astype(np.uint8), 0
+    rate = Rate(CAMERA_RATE * CAMERAS)
+    while not stop.is_set():
+        rate.wait()
+        seq += 1
+        publish[seq % CAMERAS](convert.to_image(image, time.monotonic(), seq, "camera"))
+    endpoint.close()
+
+
 # ---- evaluation ------------------------------------------------------------------------------------------------------
 
 
@@ -190,7 +288,7 @@ def percentiles(values: Any, name: str) -> dict[str, float]:
     return dict(zip([f"{name}_p50_ms", f"{name}_p99_ms", f"{name}_max_ms"], map(float, found), strict=True))
 
 
-def punctuality(times: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
+def punctuality(times: dict[str, Any], rate: float) -> tuple[dict[str, Any], np.ndarray]:
     """Return all lateness (s) and the missed ticks against the grid of absolute deadlines, and every tick's deadline.
 
     Lateness is as the loop measured it; for a timer, whose schedule is its own, it is taken against the grid.
@@ -199,7 +297,7 @@ def punctuality(times: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
     """
     observed = np.asarray(times["observed"])
     observed = observed[observed > observed[0] + 0.5]
-    period = 1.0 / TICK_RATE
+    period = 1.0 / rate
     remainders = observed % period
     counts, edges = np.histogram(remainders, bins=100, range=(0.0, period))
     late = (remainders - edges[counts.argmax()] + 5e-4) % period
@@ -214,14 +312,19 @@ def punctuality(times: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
 Parts = dict[str, list[float]]
 
 
-def latencies(executor: dict[str, Any], policy: dict[str, Any]) -> Parts:
+def latencies(executor: dict[str, Any], policy: dict[str, Any], rate: float) -> Parts:
     """Return, in seconds per chunk, what passed between an observation and the command that its chunk brought about."""
     times, served = executor["times"], policy["times"]
     commanded = np.asarray(times["commanded"])
-    _, deadlines = punctuality(times)
+    _, deadlines = punctuality(times, rate)
     parts: Parts = {"total": [], "inference": [], "transport": [], "wait": []}
     for seq, polled in times["polled"].items():
-        if seq not in served or len(served[seq]) < 2 or not deadlines[0] < polled < commanded[-1]:
+        if (
+            seq not in served
+            or len(served[seq]) < 2
+            or seq not in times["stamps"]
+            or not deadlines[0] < polled < commanded[-1]
+        ):
             continue
         read, sent = served[seq]
         stamp, arrived = times["stamps"][seq], times["arrived"][seq]
@@ -264,6 +367,10 @@ def measure(kind: str, seconds: float, directory: Path) -> tuple[dict[str, Any],
     start, (busy, own) = time.monotonic(), processor_seconds()
     with Supervisor(directory / kind) as supervisor:
         one_thread = {"OMP_NUM_THREADS": "1"}
+        if "cameras" in kind:
+            images = str(Path(__file__).resolve().parents[1] / "launch" / "fastdds_images.xml")
+            one_thread |= dict.fromkeys(("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"), images)
+            supervisor.start("cameras", [*command, "--role", "cameras", "--output", "unused"], one_thread)
         supervisor.start("policy", [*command, "--role", "policy", "--output", str(outputs["policy"])], one_thread)
         executor = supervisor.start(
             "executor", [*command, "--role", "executor", "--output", str(outputs["executor"])], one_thread
@@ -284,7 +391,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns in which they are made")
     parser.add_argument("--extras", action="store_true", help=f"run {' and '.join(EXTRAS)} as well")
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--role", choices=("policy", "executor"), help=argparse.SUPPRESS)
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, help="run these only")
+    parser.add_argument("--name", default="control_loop", help="name of the result; one with other kinds is another")
+    parser.add_argument("--role", choices=("policy", "executor", "cameras"), help=argparse.SUPPRESS)
     parser.add_argument("--kind", choices=KINDS, default="normal", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     from hardware.realtime import prepare_process
@@ -296,18 +405,26 @@ def main() -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
         if arguments.role == "policy":
-            policy_role(arguments.output, stop, arguments.kind)
+            policy_role(arguments.output, stop, arguments.seconds, arguments.kind)
+        elif arguments.role == "cameras":
+            cameras_role(stop)
         else:
             executor_role(arguments.output, stop, arguments.seconds, arguments.kind)
         return
-    benchmark(arguments.seconds, arguments.rounds, [kind for kind in KINDS if arguments.extras or kind not in EXTRAS])
+    kinds = arguments.kinds or [kind for kind in KINDS if arguments.extras or kind not in EXTRAS]
+    benchmark(arguments.seconds, arguments.rounds, kinds, arguments.name)
 
 
 class Runs:
     """What the runs of one kind showed together."""
 
-    def __init__(self) -> None:
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
         self.lateness: list[float] = []
+        self.histograms: list[dict[str, Any]] = []
+        self.starved, self.seconds = 0, 0.0
+        self.growth: list[float] = []
+        self.images: list[float] = []
         self.missed = 0
         self.parts: Parts = {}
         self.within, self.chunks, self.parameters, self.granted = 0, 0, 0, False
@@ -315,10 +432,16 @@ class Runs:
 
     def add(self, executor: dict[str, Any], policy: dict[str, Any], others: float) -> None:
         """Add one run."""
-        figures, _ = punctuality(executor["times"])
+        times, rep = executor["times"], executor["report"]
+        figures, _ = punctuality(times, self.rate)
+        self.histograms.append(rep["lateness"])
+        self.starved += rep["safety"].get("policy_starved", 0)
+        self.seconds += rep["seconds"]
+        self.growth.append(60.0 * slope(times["memory"], 1))
+        self.images.append(slope(times["memory"], 2))
         self.lateness += figures.pop("all")
-        self.missed += figures["missed_ticks"]
-        for name, values in latencies(executor, policy).items():
+        self.missed += figures["missed_ticks"] if rep["seconds"] <= LONG else rep["missed_ticks"]
+        for name, values in latencies(executor, policy, self.rate).items():
             self.parts.setdefault(name, []).extend(values)
         chunks = executor["report"]["chunks"]
         self.within += chunks.get("chunks_acted_within_tick", 0)
@@ -328,9 +451,15 @@ class Runs:
 
     def figures(self) -> dict[str, float]:
         """Return the figures."""
+        late = percentiles(self.lateness, "lateness")
+        if self.seconds > LONG:  # only the newest are known one by one; the executor has all of them in bins of 6 %
+            late |= {f"lateness_{q}_ms": max(one[f"{q}_ms"] for one in self.histograms) for q in ("p50", "p99", "max")}
         return {
-            **percentiles(self.lateness, "lateness"),
+            **late,
             "missed_ticks": self.missed,
+            "policy_starved_ticks": self.starved,
+            "memory_growth_mib_per_minute": max(self.growth),
+            "images_per_second": float(np.mean(self.images)),
             **latency_figures(self.parts),
             "share_within_tick": self.within / max(1, self.chunks),
             "realtime_priority": self.granted,
@@ -338,13 +467,19 @@ class Runs:
         }
 
 
-def benchmark(seconds: float, rounds: int, kinds: list[str]) -> None:
+def slope(samples: list[list[float]], column: int) -> float:
+    """Return how much a ``column`` of ``samples`` (the first is time) grows per second in their last two thirds."""
+    kept = np.array(samples[len(samples) // 3 :])
+    return float(np.polyfit(kept[:, 0] - kept[0, 0], kept[:, column], 1)[0]) if len(kept) > 2 else 0.0
+
+
+def benchmark(seconds: float, rounds: int, kinds: list[str], name: str) -> None:
     """Run ``kinds`` in turn, each ``rounds`` times and ``seconds`` in all, and report."""
     from benchmarks.common import report
     from hardware.ros.context import free_domain, prepare_environment
 
     prepare_environment(free_domain())
-    runs = {kind: Runs() for kind in kinds}
+    runs = {kind: Runs(KINDS[kind].get("tick_rate_hz", TICK_RATE)) for kind in kinds}
     for turn in range(rounds):
         for kind in kinds:
             with tempfile.TemporaryDirectory() as directory:
@@ -353,8 +488,16 @@ def benchmark(seconds: float, rounds: int, kinds: list[str]) -> None:
             shown = ", ".join(f"{name} {so_far[name]:.2f}" for name in (*TARGETS, "load_by_other_programs_cores"))
             print(f"turn {turn + 1} {kind}, so far: {shown}", flush=True)
     figures = {kind: one.figures() for kind, one in runs.items()}
+    metrics, targets = {}, {}
+    if "normal" in figures:
+        metrics, targets = {**figures.pop("normal"), "policy_parameters": runs["normal"].parameters}, dict(TARGETS)
+    for kind in ("cameras", "fast_cameras"):
+        for key, target in BESIDE_CAMERAS.items() if kind in figures else ():
+            metrics[f"{kind}_{key}"] = figures[kind][key]
+            if (kind, key) != ("fast_cameras", "lateness_p99_ms") and (seconds > LONG or "memory" not in key):
+                targets[f"{kind}_{key}"] = target
     report(
-        "control_loop",
+        name,
         seeds=[0],
         budget={
             "seconds": seconds,
@@ -363,9 +506,9 @@ def benchmark(seconds: float, rounds: int, kinds: list[str]) -> None:
             "policy_rate_hz": POLICY_RATE,
             "policy_threads": 1,
         },
-        metrics={**figures.pop("normal"), "policy_parameters": runs["normal"].parameters},
+        metrics=metrics,
         peers=figures,
-        targets=TARGETS,
+        targets=targets,
         notes=EXPLANATION,
     )
 

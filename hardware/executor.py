@@ -151,6 +151,8 @@ class Executor:
         self._publish(self.now())
         self.robot.disconnect()
         self._give_up_lease()
+        if isinstance(self.recorder, Recorder):
+            self.recorder.note_run(self.report())
 
     @property
     def robot_confirmed_stop(self) -> bool | None:

@@ -98,6 +98,7 @@ class Recorder:
         append = (root / "meta" / "info.json").exists()
         self.root, self.dropped, self.written, self.episodes = root, 0, 0, 0
         self.failure: Exception | None = None
+        self._runs: list[dict[str, Any]] = []
         self.active = True
         """Whether executed steps are recorded now; see `start` and `pause`."""
         self.free_bytes = 0
@@ -133,6 +134,10 @@ class Recorder:
     def end_episode(self, success: bool | None = None) -> None:
         """Save what was added since the last episode, with the operator's or the task's verdict."""
         self._put("end", success)
+
+    def note_run(self, figures: Mapping[str, Any]) -> None:
+        """Keep the figures of a run (lateness, missed ticks, interventions) as a line of ``meta/runs.jsonl``."""
+        self._runs.append(dict(figures))
 
     def close(self, timeout: float = 30.0) -> None:
         """Save the present episode, write what is queued and end; waits up to ``timeout`` seconds."""
@@ -249,3 +254,5 @@ class Recorder:
         }
         if (self.root / "meta").exists():
             (self.root / "meta" / "labels.json").write_text(json.dumps(labels, indent=2))
+            with (self.root / "meta" / "runs.jsonl").open("a") as file:
+                file.writelines(json.dumps(run) + "\n" for run in self._runs)

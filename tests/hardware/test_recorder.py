@@ -158,3 +158,23 @@ def test_what_came_before_a_takeover_is_marked_and_a_missing_plan_is_not_taken_f
     planned = frames.extras["policy_planned"].ravel().astype(bool)
     np.testing.assert_array_equal(planned, [writer != "none" for writer in writers] + [True])
     np.testing.assert_array_equal(frames.episode_lengths, [len(writers), 1])
+
+
+def test_the_figures_of_each_run_are_kept_with_what_was_recorded(tmp_path):
+    for _ in range(2):
+        rig = Rig()
+        recorder = Recorder(tmp_path / "data", rig.plain.spec)
+        config = rig.executor.config
+        rig.executor = Executor(rig.robot, rig.transport.executor, config, recorder=recorder, clock=rig.clock)
+        rig.executor.connect()
+        rig.start()
+        rig.tick(count=30)
+        rig.executor.shut_down()
+        recorder.close()
+    runs = [json.loads(line) for line in (tmp_path / "data" / "meta" / "runs.jsonl").read_text().splitlines()]
+    assert len(runs) == 2
+    for run in runs:
+        assert {"p50_ms", "p99_ms", "max_ms"} <= set(run["lateness"])
+        assert run["missed_ticks"] == 0
+        assert run["final_stop_confirmed"] is True
+        assert run["chunks"]["chunks_accepted"] > 0
