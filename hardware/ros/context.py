@@ -31,6 +31,7 @@ MAX_DOMAIN = 101
 IMAGES_PROFILE = "fastdds_images.xml"
 """Fast DDS profile with shared memory, for camera drivers and recorders."""
 _PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+_MARKER = Path("share") / "ament_index" / "resource_index" / "packages" / "robot_rl"
 _RANGE = "ROS_AUTOMATIC_DISCOVERY_RANGE"
 
 
@@ -68,6 +69,8 @@ def prepare_environment(domain_id: int | None = None) -> None:
         os.environ["ROS_DOMAIN_ID"] = str(domain_id)
     wanted = [data_file("launch", "ament"), Path(sys.prefix)]
     prefixes = [part for part in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if part]
+    if any((Path(one) / _MARKER).is_file() for one in prefixes):
+        wanted = wanted[1:]  # the package that colcon built, say: what the user has set stays
     new = [str(one) for one in wanted if (one / "share" / "ament_index").is_dir() and str(one) not in prefixes]
     os.environ["AMENT_PREFIX_PATH"] = os.pathsep.join(new + prefixes)
     profile = str(data_file("launch", "fastdds.xml"))
@@ -166,18 +169,33 @@ def _transport_problems() -> list[str]:
     return problems
 
 
-def main() -> None:
-    """Print the shell commands that prepare a terminal for ``ros2`` tools; use as ``eval "$(python -m …)"``.
+def exports(domain_id: int | None = None, images: bool = False) -> list[str]:
+    """Return the shell commands that prepare a terminal for ``ros2`` tools and for nodes of ours.
 
-    With ``--images`` it is the profile for cameras and recorders that is set.
+    Args:
+        domain_id: DDS domain, or None to leave ``ROS_DOMAIN_ID`` as it is.
+        images: take the profile for cameras and recorders, instead of what is set.
     """
-    if "--images" in sys.argv[1:]:
+    if images:
         os.environ.update(dict.fromkeys(_PROFILE_VARIABLES, str(data_file("launch", IMAGES_PROFILE))))
         os.environ[_RANGE] = "SYSTEM_DEFAULT"
-    prepare_environment()
-    for name in (*_PROFILE_VARIABLES, _RANGE, "AMENT_PREFIX_PATH"):
-        sys.stdout.write(f"export {name}={shlex.quote(os.environ[name])}\n")
+    prepare_environment(domain_id)
+    names = [*_PROFILE_VARIABLES, _RANGE, "AMENT_PREFIX_PATH"]
+    names += ["ROS_DOMAIN_ID"] if domain_id is not None else []
+    return [f"export {name}={shlex.quote(os.environ[name])}" for name in names if name in os.environ]
 
 
-if __name__ == "__main__":
-    main()
+def describe() -> list[tuple[str, str]]:
+    """Return what holds in this environment: pairs of what it is and how it is set."""
+    profile = os.environ.get(_PROFILE_VARIABLES[0], "")
+    ours = {
+        "": "set by our processes: this machine only, no shared memory",
+        str(data_file("launch", "fastdds.xml")): "ours: this machine only, no shared memory",
+        str(data_file("launch", IMAGES_PROFILE)): "ours for images: this machine only",
+    }
+    discovery = os.environ.get(_RANGE, "set by our processes: SYSTEM_DEFAULT with our profile, else LOCALHOST")
+    return [
+        ("domain", os.environ.get("ROS_DOMAIN_ID", "0, ROS_DOMAIN_ID is not set")),
+        ("discovery range", discovery),
+        ("Fast DDS profile", ours.get(profile, f"{profile}, your own: who can command the robot is up to it")),
+    ]

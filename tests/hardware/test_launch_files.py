@@ -1,7 +1,9 @@
 """Launch files: the subset, nodes and parameters that exist, and runs; the package that ROS 2 sees."""
 
 import importlib
+import mmap
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -158,23 +160,79 @@ def test_there_is_a_launch_file_and_no_python_package():
     assert not list(LAUNCH.rglob("__init__.py")), "a package named 'launch' would shadow ROS 2's own"
 
 
-def test_ament_package_agrees_with_the_project():
+def test_ros_package_agrees_with_the_project():
+    """One package.xml, at the root, where colcon looks; it names what the adapter imports."""
     tomllib = pytest.importorskip("tomllib")
-    project = tomllib.loads((LAUNCH.parent / "pyproject.toml").read_text())["project"]
-    package = ElementTree.parse(LAUNCH / "ament" / "share" / "robot_rl" / "package.xml").getroot()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    package = ElementTree.parse(ROOT / "package.xml").getroot()
     assert package.findtext("name") == project["name"].replace("-", "_")
     assert package.findtext("version") == project["version"]
-    needed = {name.removeprefix("ros-jazzy-").replace("-", "_") for name in project["optional-dependencies"]["ros"]}
-    assert {one.text for one in package.findall("exec_depend")} <= needed
+    assert package.findtext("export/build_type") == "ament_python"
+    sources = "\n".join(path.read_text() for path in (ROOT / "hardware" / "ros").glob("*.py"))
+    imported = set(re.findall(r"from (\w+_(?:msgs|interfaces))\.", sources)) | {"rclpy"}
+    depends = {one.text for one in package.findall("exec_depend")}
+    assert imported == depends, "package.xml should name what hardware/ros imports"
+    installed = {name.removeprefix("ros-jazzy-").replace("-", "_") for name in project["optional-dependencies"]["ros"]}
+    with_rclpy = {"builtin_interfaces", "rcl_interfaces"}
+    assert depends <= installed | with_rclpy
+
+
+def test_ament_prefix_holds_every_launch_file():
+    """``ros2 launch robot_rl …`` looks below share/robot_rl, and does not follow links of directories there."""
+    share = LAUNCH / "ament" / "share" / "robot_rl"
+    assert (share / "package.xml").resolve() == ROOT / "package.xml"
+    for folder, there in ((share / "launch", FILES), (share / "launch" / "params", (LAUNCH / "params").iterdir())):
+        links = {path.name: path.resolve() for path in folder.iterdir() if path.is_file()}
+        assert links == {path.name: path for path in there}, f"{folder} should link to each file"
+    scripts = {path.name for path in (LAUNCH / "ament" / "lib" / "robot_rl").iterdir()}
+    assert scripts == {path.stem for path in (ROOT / "hardware" / "ros").glob("*_node.py")}
 
 
 def test_ros_finds_the_package_with_the_printed_environment():
     pytest.importorskip("ament_index_python", reason="ROS 2 is not installed: pip install 'robot-rl[ros]'")
     code = "from ament_index_python import get_package_prefix as p; print(p('robot_rl'), p('rclpy'))"
-    script = f'eval "$({sys.executable} -m hardware.ros.context)" && {sys.executable} -c "{code}"'
+    printed = f"{sys.executable} -m robot_rl.cli.main ros env --domain-id 7"
+    script = f'eval "$({printed})" && echo $ROS_DOMAIN_ID && {sys.executable} -c "{code}"'
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("AMENT", "ROS_", "FAST"))}
-    shell = subprocess.run(["sh", "-c", script], cwd=LAUNCH.parent, env=clean, capture_output=True, text=True)
-    assert shell.stdout.split() == [str(LAUNCH / "ament"), sys.prefix], shell.stderr
+    shell = subprocess.run(["sh", "-c", script], cwd=ROOT, env=clean, capture_output=True, text=True)
+    assert shell.stdout.split() == ["7", str(LAUNCH / "ament"), sys.prefix], shell.stderr
+    shell = subprocess.run(["sh", "-c", f"{printed} --images"], cwd=ROOT, env=clean, capture_output=True, text=True)
+    assert f"export FASTRTPS_DEFAULT_PROFILES_FILE={LAUNCH / 'fastdds_images.xml'}" in shell.stdout
+
+
+def test_stale_shared_memory_is_found_and_removed(tmp_path, monkeypatch, capsys):
+    """Files that a process holds open or mapped stay; a stranger's are not looked at."""
+    from hardware.cli import ros
+    from hardware.ros.shared_memory import stale_files
+
+    for name in ("fastrtps_abc", "sem.fastrtps_abc_mutex", "fastrtps_port7411_el", "else"):
+        (tmp_path / name).write_bytes(b"x" * 100)
+    with (tmp_path / "fastrtps_port7411_el").open("rb"), (tmp_path / "fastrtps_abc").open("r+b") as file:
+        mapped = mmap.mmap(file.fileno(), 100)
+        file.close()
+        assert [path.name for path in stale_files(tmp_path)] == ["sem.fastrtps_abc_mutex"]
+        mapped.close()
+    assert len(stale_files(tmp_path)) == 3
+    monkeypatch.setattr(ros, "stale_files", lambda: stale_files(tmp_path))
+    ros.run(ros.Clean(dry_run=True))
+    assert "3 stale files would be removed" in capsys.readouterr().out
+    ros.run(ros.Clean())
+    assert [path.name for path in tmp_path.iterdir()] == ["else"]
+
+
+def test_doctor_says_how_ros_is_set_up(monkeypatch, tmp_path):
+    pytest.importorskip("rclpy", reason="ROS 2 is not installed: pip install 'robot-rl[ros]'")
+    from hardware.cli import checks
+
+    monkeypatch.setattr(os, "environ", {**os.environ, "ROS_DOMAIN_ID": "23", "ROS_AUTOMATIC_DISCOVERY_RANGE": "OFF"})
+    (tmp_path / "fastrtps_abc").write_bytes(b"x" * 3_000_000)
+    monkeypatch.setattr(checks, "stale_files", lambda: [tmp_path / "fastrtps_abc"])
+    found = list(checks.ros())
+    text = "\n".join(" ".join(one) for one in found)
+    assert "domain: 23" in text
+    assert "processes on this machine will not find each other" in text
+    assert "1 shared-memory files (3 MB)" in text
+    assert "Fast DDS profile: " in text
 
 
 def test_fast_dds_profile_keeps_to_the_loopback_and_shares_no_memory():

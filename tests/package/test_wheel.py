@@ -50,6 +50,24 @@ def test_the_wheel_holds_data_and_no_rubbish(wheel):
     assert sum(info.compress_size for info in zipfile.ZipFile(wheel).infolist()) < 20_000_000
 
 
+def test_the_wheel_holds_the_ros_package(wheel):
+    """The ament prefix has the launch files themselves where the checkout has links, and scripts stay executable."""
+    archive = zipfile.ZipFile(wheel)
+    prefix = "robot_rl/_data/launch/ament"
+    for path in [*(ROOT / "launch").glob("*.launch.yaml"), ROOT / "package.xml"]:
+        place = "share/robot_rl" if path.name == "package.xml" else "share/robot_rl/launch"
+        assert archive.read(f"{prefix}/{place}/{path.name}") == path.read_bytes()
+    for path in (ROOT / "launch" / "params").iterdir():
+        for place in ("robot_rl/_data/launch/params", f"{prefix}/share/robot_rl/launch/params"):
+            assert f"{place}/{path.name}" in archive.namelist()
+    assert f"{prefix}/share/ament_index/resource_index/packages/robot_rl" in archive.namelist()
+    scripts = [one for one in archive.infolist() if one.filename.startswith(f"{prefix}/lib/robot_rl/")]
+    assert {Path(one.filename).name for one in scripts} == {
+        path.name for path in (ROOT / "launch" / "ament" / "lib" / "robot_rl").iterdir()
+    }
+    assert all(one.external_attr >> 16 & 0o111 for one in scripts)
+
+
 def test_the_wheel_works_alone(wheel, tmp_path):
     """In an environment that holds the wheel, sees our dependencies, and has no way to the checkout."""
     environment = tmp_path / "environment"
@@ -67,6 +85,10 @@ def test_the_wheel_works_alone(wheel, tmp_path):
     assert all(Path(file).is_relative_to(site) for file in found["files"]), found["files"]
     assert {"robot_rl.commands", "robot_rl.tasks", "robot_rl.policies", "robot_rl.heads"} <= set(found["groups"])
     assert found["broken"] == {}
+
+    command = [str(environment / "bin" / "robot-rl"), "launch", "deploy", "policy:=x", "--print"]
+    launched = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert f"{site}/robot_rl/_data/launch/ament/lib/robot_rl/policy_node --ros-args" in launched.stdout, launched.stderr
 
     command = [str(environment / "bin" / "robot-rl"), "--help"]
     help_text = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
