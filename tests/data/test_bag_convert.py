@@ -224,6 +224,14 @@ def test_dropped_messages_are_counted_and_their_frames_left_out_or_kept(tmp_path
     assert (kept.episodes, kept.frames) == (1, 81)
 
 
+def test_what_is_no_number_is_named_and_left_out(tmp_path):
+    done = convert(tmp_path, Story(command=lambda t: np.nan if 1.99 < t < 2.05 else np.cos(t)))
+    assert kinds(done.faults) == {("not_finite", "/command")}
+    assert done.left_out["/command is not finite"] >= 1
+    assert np.isfinite(open_dataset(tmp_path / "data").load().action).all()
+    assert done.episodes == 2
+
+
 def test_marks_make_episodes_and_short_pieces_are_left_out(tmp_path):
     bool_type = TYPES.types[BOOL]
     marks = [(0.5, True), (2.0, False), (2.2, True), (2.5, False), (2.6, True)]
@@ -332,6 +340,8 @@ def png(height, width):
         ({"height": 4, "width": 4, "step": 8, "encoding": "16UC1", "data": np.zeros(32, np.uint8)}, "encoding '16UC1'"),
         ({"height": 4, "width": 4, "step": 12, "encoding": "rgb8", "data": np.zeros(5, np.uint8)}, "5 bytes"),
         ({"height": 1 << 31, "width": 1 << 31, "step": 0, "encoding": "rgb8", "data": np.zeros(0, np.uint8)}, "claims"),
+        ({"height": "4", "width": 4, "step": 12, "encoding": "rgb8", "data": np.zeros(48, np.uint8)}, "definition"),
+        ({"format": "png", "data": "text"}, "definition"),
         ({"format": "png", "data": png(60_000, 60_000)}, "60000x60000 pixels"),
         ({"format": "gif", "data": np.frombuffer(b"GIF89a" + bytes(40), np.uint8)}, "neither a JPEG nor a PNG"),
     ],

@@ -170,7 +170,7 @@ def _sqlite_errors(file: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{file}: cannot be read, it may be truncated or damaged ({error})") from error
+        raise DataError(f"{file}: cannot be read, it may be truncated or damaged ({printable(str(error))})") from error
 
 
 def _connect(file: Path) -> sqlite3.Connection:
@@ -180,6 +180,7 @@ def _connect(file: Path) -> sqlite3.Connection:
             raise DataError(f"{file}: was not closed, '{beside.name}' holds the rest: sqlite3 {file.name} .tables")
     with _sqlite_errors(file):
         database = sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
+        database.text_factory = lambda data: data.decode("utf-8", "replace")
         database.execute("PRAGMA trusted_schema = OFF")
         database.execute("PRAGMA query_only = ON")
         database.execute("PRAGMA cell_size_check = ON")

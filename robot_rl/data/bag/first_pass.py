@@ -25,7 +25,10 @@ class Track:
         self.is_image = kind.name in IMAGES
         self.values: Any = []
         """(n, d) numbers; of images nothing."""
+        self.finite = np.zeros(0, bool)
+        """(n,) whether they are finite."""
         self.shape: tuple[int, ...] = ()
+        self._problem = ""
         self._layout: tuple[list[str], list[int]] = ([], [])
         if not self.is_image and not source.fields:
             fields = ", ".join(one.name for one in kind.fields)
@@ -35,7 +38,7 @@ class Track:
         """Read the values of a message."""
         if self.is_image:
             if not self.shape:
-                self.shape = decode_image(message, self.source.size).shape
+                self._look(message)
             return
         parts = [numbers(message, path) for path in self.source.fields]
         if self.source.names:
@@ -43,16 +46,27 @@ class Track:
         self.values.append(np.concatenate(parts))
 
     def finish(self) -> None:
-        """Join the values; `DataError` where messages differ in size."""
+        """Join the values; `DataError` where messages differ in size, or no image could be decoded."""
         if self.is_image:
+            if not self.shape:
+                raise DataError(f"'{self.name}': no image of '{self.source.topic}' can be decoded: {self._problem}")
             return
         sizes = Counter(len(value) for value in self.values)
         if len(sizes) > 1:
             raise DataError(
                 f"'{self.name}': messages of '{self.source.topic}' hold {' or '.join(map(str, sizes))} numbers"
             )
-        self.values = np.stack(self.values)
+        with np.errstate(over="ignore"):
+            self.values = np.stack(self.values).astype(np.float32)
+        self.finite = np.isfinite(self.values).all(axis=1)
         self.shape = self.values.shape[1:]
+
+    def _look(self, message: Mapping[str, Any]) -> None:
+        """Learn the shape of the images from the first that can be decoded."""
+        try:
+            self.shape = decode_image(message, self.source.size).shape
+        except DataError as error:
+            self._problem = str(error)
 
     def _places(self, message: Mapping[str, Any], count: int) -> list[int]:
         given = message.get("name", message.get("joint_names"))

@@ -75,6 +75,8 @@ def plan_frames(reader: FirstPass, topic_map: TopicMap, handling: Handling, conv
     }
     for name, stream in reader.streams.items():
         conversion.faults += streams.describe(stream, reader.zero, frozen[name], events[name])
+    for track in reader.tracks:
+        conversion.faults += _not_finite(track, reader.zero)
     cuts = sorted(set(_cuts(reader, events, handling)))
     total = max(stream.order[-1] for stream in reader.streams.values()) + 1
     pieces = []
@@ -102,6 +104,15 @@ def _frozen_while_acting(stream: Stream, actions: list[Track], longest: float) -
         return len(inside) > 0 and bool(np.ptp(inside, axis=0).any())
 
     return [span for span in frozen_spans(stream, longest) if any(changes(track, *span) for track in actions)]
+
+
+def _not_finite(track: Track, zero: int) -> list[Fault]:
+    """Return the fault of a source with numbers that are no numbers."""
+    bad = [] if track.is_image else np.flatnonzero(~track.finite)
+    if not len(bad):
+        return []
+    start, end = (float(one) for one in seconds([track.stream.received[bad[0]], track.stream.received[bad[-1]]], zero))
+    return [Fault("not_finite", track.source.topic, start, end, f"{len(bad)} messages hold NaN or infinity")]
 
 
 def _segment(
@@ -213,6 +224,8 @@ def _frames(
         far = np.abs(clock.times[places] - grid) > source.tolerance + 1e-9
         if handling.dropped == "drop" and track.name != "episodes":
             _leave_out(good, far, f"nothing from {source.topic} within {source.tolerance:g} s", conversion)
+        if not track.is_image:
+            _leave_out(good, ~track.finite[rows[number]], f"{source.topic} is not finite", conversion)
         if handling.frozen == "drop":
             still = np.zeros(len(track.stream), bool)
             for first, last in frozen[source.topic]:

@@ -37,10 +37,10 @@ def decode_image(message: Mapping[str, Any], size: tuple[int, int] | None = None
 
 
 def _raw(message: Mapping[str, Any]) -> np.ndarray:
-    height, width, step, encoding = (message[key] for key in ("height", "width", "step", "encoding"))
+    height, width, step, encoding, data = _fields(message, height=int, width=int, step=int, encoding=str)
     if encoding not in CHANNELS:
         raise DataError(f"an image of encoding '{printable(encoding, 40)}'; known: {', '.join(CHANNELS)}")
-    channels, data = CHANNELS[encoding], message["data"]
+    channels = CHANNELS[encoding]
     if not 0 < height * width <= MAX_PIXELS or step < width * channels or len(data) != height * step:
         raise DataError(f"an image of {len(data)} bytes that claims {height} rows of {step} bytes and {width} pixels")
     image = data.reshape(height, step)[:, : width * channels].reshape(height, width, channels)
@@ -53,7 +53,7 @@ def _raw(message: Mapping[str, Any]) -> np.ndarray:
 def _compressed(message: Mapping[str, Any]) -> np.ndarray:
     import cv2
 
-    data = message["data"]
+    (data,) = _fields(message)
     height, width = _dimensions(data.tobytes())
     if not 0 < height * width <= MAX_PIXELS:
         raise DataError(f"an image of {height}x{width} pixels, more than the {MAX_PIXELS} that are decoded")
@@ -61,6 +61,15 @@ def _compressed(message: Mapping[str, Any]) -> np.ndarray:
     if image is None:
         raise DataError(f"a compressed image of {len(data)} bytes cannot be decoded")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _fields(message: Mapping[str, Any], **kinds: type) -> tuple[Any, ...]:
+    """Return fields of the given types and ``data``: a stranger's definition may have made anything of an image."""
+    found = (*(message.get(name) for name in kinds), message.get("data"))
+    right = all(isinstance(value, kind) for value, kind in zip(found, kinds.values(), strict=False))
+    if not right or not isinstance(found[-1], np.ndarray) or found[-1].dtype != np.uint8:
+        raise DataError("an image whose definition is not that of ROS 2")
+    return found
 
 
 def _dimensions(data: bytes) -> tuple[int, int]:

@@ -26,7 +26,8 @@ class Fault:
     """Something wrong with a topic."""
 
     kind: str
-    """``frozen``, ``clock_jump``, ``clock_offset``, ``repeated_stamp``, ``dropped``, ``paused``, ``not_decodable``."""
+    """``frozen``, ``clock_jump``, ``clock_offset``, ``repeated_stamp``, ``dropped``, ``paused``, ``not_finite`` or
+    ``not_decodable``."""
     topic: str
     """The topic."""
     start: float
