@@ -1,5 +1,7 @@
 """Safety files, and the stages that they bring: speed of points, singular configurations, forces."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from deployment_rig import Rig, WanderingPolicy
@@ -333,3 +335,22 @@ def test_a_kind_of_stop_that_does_not_exist_is_refused():
 
 def test_the_new_flags_fit_the_recordings_column():
     assert max(SafetyFlag) < 2**31
+
+
+# ---- the ways there --------------------------------------------------------------------------------------------------
+
+
+def test_the_page_shows_a_file_that_can_be_read(tmp_path):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "deployment.md").read_text()
+    text = page.split("```yaml\n", 1)[1].split("```", 1)[0]
+    found = load_safety(write(tmp_path, text))
+    assert found.singularity.stop == 30.0
+    assert found.forces[0].names == ("force_x", "force_y", "force_z")
+
+
+def test_the_executors_process_gets_the_file():
+    from hardware.ros.processes import RosDeployment, executor_command
+
+    command = executor_command(RosDeployment(policy=Path("p"), safety=Path("arm.yaml")))
+    assert command[command.index("--safety") + 1] == "arm.yaml"
+    assert "--safety" not in executor_command(RosDeployment(policy=Path("p")))
