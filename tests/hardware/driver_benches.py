@@ -1,10 +1,13 @@
 """Robots on the bench: every driver with the emulator of its robot, and hands on the cable. Imported by the tests."""
 
+import itertools
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from hardware.servo.calibration import Calibration, Joint
 from hardware.servo.family import DYNAMIXEL, FEETECH
 
 ROOT = Path(__file__).resolve().parents[2]
+NUMBERS = itertools.count()
 PATIENCE = 60.0
 """Seconds to wait for processes, which take long to start where others compute."""
 
@@ -157,11 +161,96 @@ class MultirotorBench:
         self.vehicle.__exit__(None, None, None)
 
 
+class Program:
+    """Stands where the library's control interface stands: its servoing moves the emulated controller's joints."""
+
+    def __init__(self, bench):
+        self.bench, self.running, self.kicked, self.deaf = bench, True, 0, False
+
+    def __call__(self, host, frequency):
+        assert host == self.bench.config.host
+        self.running = True
+        return self
+
+    def servoJ(self, goal, speed, acceleration, seconds, lookahead, gain):
+        assert speed == acceleration == 0.0
+        assert 0.03 <= lookahead <= 0.2
+        self.bench.tell("goal", *goal)
+        return not self.deaf
+
+    def servoStop(self, deceleration=10.0):
+        self.bench.tell("hold")
+        return not self.deaf
+
+    def setWatchdog(self, frequency):
+        return True
+
+    def kickWatchdog(self):
+        self.kicked += 1
+        return True
+
+    def isProgramRunning(self):
+        return self.running
+
+    def stopScript(self):
+        self.running = False
+
+    def disconnect(self):
+        pass
+
+
+class URBench:
+    """The library's own client of measurements on an emulated controller; its control interface is stood in for."""
+
+    counts = True
+
+    def __init__(self, folder):
+        pytest.importorskip("rtde_receive", reason="pip install 'robot-rl[ur]'")
+        from hardware.robots.ur import UR, URConfig
+
+        host = f"127.{os.getpid() % 250 + 1}.{next(NUMBERS) % 250 + 1}.77"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "hardware.emulators.rtde", "--host", host],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        assert self.process.stdout.readline() == "ready\n"
+        self.config = URConfig(host=host, low=(-2.0,) * 6, high=(2.0,) * 6)
+        self.program = Program(self)
+        self.kept = sys.modules.get("rtde_control")
+        sys.modules["rtde_control"] = types.SimpleNamespace(RTDEControlInterface=self.program, __spec__=object())
+        self.robot = UR(self.config)
+
+    def tell(self, *words):
+        self.process.stdin.write(" ".join(map(str, words)) + "\n")
+
+    def hiccup(self, times):
+        self.process.send_signal(signal.SIGSTOP)
+        time.sleep(0.015 * times + 0.06)
+        self.process.send_signal(signal.SIGCONT)
+
+    def silence(self):
+        self.process.send_signal(signal.SIGSTOP)
+
+    def close(self):
+        self.process.send_signal(signal.SIGCONT)
+        self.robot.disconnect()
+        self.process.kill()
+        self.process.communicate()
+        del sys.modules["rtde_control"]
+        if self.kept is not None:
+            sys.modules["rtde_control"] = self.kept
+
+
 BENCHES = {
     "fake": FakeBench,
     "so101": lambda folder: ServoBench(folder, FEETECH, SO101),
     "koch": lambda folder: ServoBench(folder, DYNAMIXEL, Koch),
     "multirotor": MultirotorBench,
+    "ur": URBench,
     "ros_arm_forward": ros_arm,
     "ros_arm_trajectory": lambda folder: ros_arm(folder, "trajectory", velocities=True),
     "ros_base": ros_base,
