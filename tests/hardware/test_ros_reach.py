@@ -1,0 +1,172 @@
+"""Who can command over ROS 2: nobody outside the domain, nothing outside this machine; and who learns of an e-stop."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS 2 is not installed: pip install 'robot-rl[ros]'")
+
+from hardware.arbiter import Mode
+from hardware.executor import Executor, ExecutorConfig
+from hardware.robots.fake import FakeRobot
+from hardware.ros.context import free_domain, prepare_environment
+from hardware.ros.endpoint import Endpoint
+from hardware.ros.link import RosExecutorLink, RosOperatorLink
+from robot_rl.core.teleop import OperatorEvent, OperatorInput
+
+pytestmark = [pytest.mark.ros, pytest.mark.timeout(120)]
+PATIENCE = 60.0
+ROOT = Path(__file__).resolve().parents[2]
+ROBOT = FakeRobot(2, rate_hz=50.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def domain():
+    """A domain of our own on this machine only."""
+    saved = dict(os.environ)
+    for name in ("ROS_AUTOMATIC_DISCOVERY_RANGE", "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
+        os.environ.pop(name, None)
+    number = free_domain()
+    prepare_environment(number)
+    yield number
+    os.environ.clear()
+    os.environ.update(saved)
+
+
+def wait_until(condition, what, seconds=PATIENCE):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
+        time.sleep(0.005)
+
+
+COMMANDER = """
+import sys, time
+import numpy as np
+from hardware.ros.convert import to_trajectory
+from hardware.ros.endpoint import Endpoint, quality
+from hardware.ros.link import CHUNK, RosOperatorLink
+from robot_rl.core.policy import ActionChunk
+from robot_rl.core.teleop import OperatorEvent, OperatorInput
+from trajectory_msgs.msg import JointTrajectory
+
+link = RosOperatorLink(Endpoint("commander", domain_id=int(sys.argv[1])))
+chunk = link.endpoint.publisher(JointTrajectory, CHUNK, quality(8))
+print("up", flush=True)
+for number in range(100000):
+    link.send_operator(OperatorInput(time.monotonic(), number, True, np.ones(2), (OperatorEvent.EMERGENCY_STOP,)))
+    chunk(to_trajectory(ActionChunk(np.ones((4, 2), np.float32), number, 0.0), ["action/0", "action/1"], 50.0))
+    time.sleep(0.02)
+"""
+
+
+@pytest.fixture
+def commander():
+    """Start a process that sends everything that commands, in the given domain."""
+    started = []
+
+    def start(number):
+        process = subprocess.Popen([sys.executable, "-c", COMMANDER, str(number)], cwd=ROOT, stdout=subprocess.PIPE)
+        started.append(process)
+        assert process.stdout.readline() == b"up\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_peers_outside_the_domain_cannot_command(commander, domain):
+    """The same process is heard at once in our domain, and never in the next one: the silence is no accident."""
+    link = RosExecutorLink(ROBOT.spec)
+    try:
+        stranger = commander(free_domain())
+        time.sleep(2.0)
+        assert stranger.poll() is None
+        assert (link.poll_chunk(), link.poll_operator(), link.poll_estop()) == (None, None, False)
+        assert link.endpoint.node.count_publishers("chunk") == 0
+        commander(domain)
+        wait_until(lambda: link.poll_estop() and link.poll_chunk() is not None, "the command of a peer inside")
+        assert link.poll_operator() is not None
+    finally:
+        link.close()
+
+
+def test_nothing_outside_this_machine_can_send_to_our_processes(domain):
+    """Every socket is bound to the loopback address, but for the multicast group in which peers announce themselves."""
+    before = own_udp_sockets()
+    endpoint = Endpoint("listener")
+    link = RosExecutorLink(ROBOT.spec, endpoint)
+    try:
+        opened = own_udp_sockets() - before
+        addresses = {address for address, _ in opened if not address.startswith("239.")}
+        assert addresses == {"127.0.0.1"}, f"a socket is open to other machines: {opened}"
+    finally:
+        link.close()
+
+
+def own_udp_sockets():
+    """The UDP sockets of this process that are bound: {(address, port)}."""
+    inodes = set()
+    for one in Path("/proc/self/fd").iterdir():
+        try:
+            target = os.readlink(one)
+        except OSError:
+            continue
+        if target.startswith("socket:["):
+            inodes.add(target[8:-1])
+    found = set()
+    for line in Path("/proc/self/net/udp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[9] in inodes:
+            address, port = fields[1].split(":")
+            found.add((".".join(str(byte) for byte in bytes.fromhex(address)[::-1]), int(port, 16)))
+    return {(address, port) for address, port in found if port}
+
+
+def test_an_executor_that_starts_later_learns_of_a_pressed_emergency_stop():
+    """The topic is latched: the stop holds before anything else arrives, and until reset and enable follow."""
+    operator = RosOperatorLink()
+    link = None
+    try:
+        operator.send_operator(OperatorInput(time.monotonic(), 0, True, np.zeros(2), (OperatorEvent.EMERGENCY_STOP,)))
+        time.sleep(0.3)  # nobody is there to hear it
+        link = RosExecutorLink(ROBOT.spec)
+        joined = time.monotonic()
+        wait_until(link.poll_estop, "the latched stop")
+        assert time.monotonic() - joined < 10.0
+        executor = Executor(FakeRobot(2, rate_hz=50.0), link, ExecutorConfig(realtime_priority=0, autostart=True))
+        executor.connect()
+        executor.tick()
+        assert (executor.arbiter.mode, executor.arbiter.reason) == (Mode.STOPPED, "emergency_stop")
+        executor.shut_down()
+    finally:
+        operator.close()
+        if link is not None:
+            link.close()
+
+
+def test_a_console_that_starts_does_not_release_what_another_pressed():
+    first, link = RosOperatorLink(Endpoint("first")), RosExecutorLink(ROBOT.spec)
+    second = None
+    try:
+        first.set_estop(True)
+        wait_until(link.poll_estop, "the stop")
+        second = RosOperatorLink(Endpoint("second"))
+
+        def heard():
+            second.send_operator(OperatorInput(time.monotonic(), 0, True, np.zeros(2)))
+            return link.poll_operator() is not None
+
+        wait_until(heard, "the second console's reading")
+        assert link.poll_estop()
+    finally:
+        for one in (first, second, link):
+            if one is not None:
+                one.close()
