@@ -30,6 +30,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+from hardware.attempts import Attempt, AttemptConfig, Attempts, Reporter
 from hardware.console.feed import ExecutorFeed
 from hardware.console.server import Console, ConsoleConfig
 from hardware.deployment_report import DeploymentReport, make_report
@@ -53,6 +54,8 @@ TRACE = "trace.npz"
 """File of a simulated robot's commands, from which it is filmed."""
 SIMULATED = ("sim", "fake")
 """Robots that may run without anybody watching."""
+_LAST_WORDS = 0.2
+"""Seconds from the last verdict to the end, in which the executor takes it in."""
 StatusListener = Callable[[ExecutorStatus], None]
 
 
@@ -100,6 +103,13 @@ class DeploymentConfig:
     safety: Path | None = None
     """Safety file (YAML): profile, jerk, workspace, what must stay apart, singularities, forces; see docs/deployment.md
     and launch/params/safety_peg.yaml. Without it the robot's own limits and all watchdogs hold."""
+    verifier: Path | None = None
+    """Success classifier (robot-rl reward train) that judges each attempt; a success ends the run. Without ROS 2 only.
+    In simulation add --robot-options restart=false, so that the scene stays for the next attempt."""
+    retries: int = 2
+    """With a verifier: attempts after the first, each after going back the way the robot came."""
+    attempt_seconds: float = 20.0
+    """With a verifier: an attempt that has not succeeded by then has failed."""
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     """The control loop; execute_steps is taken from the policy."""
 
@@ -116,13 +126,13 @@ def deploy(config: DeploymentConfig, on_status: StatusListener | None = None) ->
         MissingDependencyError: transport ``ros`` was asked for and is not installed.
         HardwareError: a process died, or the robot or the operator's device does not work.
     """
-    transport, note = choose_transport(config.transport)
+    transport, note = choose_transport(config.transport if config.verifier is None else _without_ros(config.transport))
     policy = _load(config)
     robot = make_robot(config)
     policy.spec.require(robot.spec, f"policy '{config.policy}'", f"robot '{config.robot}' ({config.task})")
     ticks_per_step(config.executor.tick_rate_hz, robot.spec.rate_hz)
     _protection(config, robot)
-    closed = bool(policy.closed_loop)
+    closed = bool(policy.closed_loop) or config.verifier is not None
     settings = dataclasses.replace(
         config.executor,
         execute_steps=1 if closed else policy.execute_steps,
@@ -158,6 +168,12 @@ def choose_transport(wanted: str) -> tuple[str, str]:
     if wanted == "auto":
         return "inprocess", "ROS 2 is not installed: policy and executor ran in one process, and nothing was published."
     return "inprocess", "As asked for, policy and executor ran in one process, without ROS 2."
+
+
+def _without_ros(wanted: str) -> str:
+    if wanted == "ros":
+        raise ConfigError("attempts with a verifier run without ROS 2: --transport inprocess")
+    return "inprocess"
 
 
 def _protection(config: DeploymentConfig, robot: Robot) -> Protection | None:
@@ -276,6 +292,9 @@ def _in_process(
         if isinstance(device, Console):
             device.watch(ExecutorFeed(executor, transport))
     stop, policy_stop, served = threading.Event(), threading.Event(), []
+    attempts = None
+    if config.verifier is not None:
+        policy = attempts = _attempts(config, policy, robot, transport, executor, stop)
     failures: list[BaseException] = []
 
     def guarded(work: Callable[[], PolicyReport | None]) -> None:
@@ -309,8 +328,40 @@ def _in_process(
     report = executor.report()
     report["recording"] = None if recorder is None else recorder.to_json()
     report["episode_success"] = [bool(outcome) for outcome in getattr(robot, "outcomes", [])]
+    report["attempts"] = [] if attempts is None else [dataclasses.asdict(one) for one in attempts.attempts]
     done = next((one for one in served if one is not None), PolicyReport())
     return report, done.to_json()
+
+
+def _attempts(
+    config: DeploymentConfig,
+    policy: Any,
+    robot: Robot,
+    transport: InProcessTransport,
+    executor: Executor,
+    stop: threading.Event,
+) -> Attempts:
+    """Let the policy make attempts until the verifier is content, or there are no retries left, which ends the run."""
+    from robot_rl.policies.success import load_classifier
+
+    assert config.verifier is not None
+    verifier = load_classifier(config.verifier)
+    verifier.spec.require(robot.spec, f"classifier '{config.verifier}'", f"robot '{config.robot}' ({config.task})")
+    tell = Reporter(transport.send_operator, robot.spec.action.size)
+
+    def listen(what: str, attempt: Attempt | None) -> None:
+        tell(what, attempt)
+        if what == "finished":
+            threading.Timer(_LAST_WORDS, stop.set).start()
+
+    return Attempts(
+        policy,
+        AttemptConfig(config.retries, config.attempt_seconds),
+        verifier,
+        listen=listen,
+        driven=lambda: executor.arbiter.writer == "policy",
+        place=lambda: executor.safety.command.copy(),
+    )
 
 
 def _watch(

@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ from hardware.statistics import Durations
 from hardware.transport import PolicyLink
 from robot_rl.core.env import Observation
 from robot_rl.core.errors import HardwareError
-from robot_rl.core.policy import Policy
+from robot_rl.core.policy import ActionChunk, Policy
 from robot_rl.core.realtime import RealTimeConfig
 from robot_rl.core.robot import StampedObservation
 from robot_rl.rollout.player import PolicyRunner
 
 logger = logging.getLogger(__name__)
+_HELD = 8
+"""Steps for which the one action of a chunk can be held."""
 
 
 @dataclass
@@ -125,7 +127,7 @@ class PolicyServer:
         action = self._runner.step(self._values(observation))[0]
         self.report.steps += 1
         if self._runner.planned[0] or self.policy.closed_loop:
-            self.link.send_chunk(self._runner.chunk(action, observation.seq, observation.stamp))
+            self.link.send_chunk(held(self._runner.chunk(action, observation.seq, observation.stamp)))
             self.report.chunks += 1
             self.report.inference.add(time.perf_counter() - started)
         if self._runner.planned[0]:
@@ -156,6 +158,21 @@ class PolicyServer:
             return
         for _ in range(min(seq - last - 1, self.policy.horizon)):
             self._runner.player.pop()
+
+
+def held(chunk: ActionChunk) -> ActionChunk:
+    """Return the chunk of a policy that plans one action at a time with that action held; others as they are.
+
+    There would be none to execute while the next one is on its way. For how long it may be late the executor says.
+    """
+    if len(chunk.actions) > 1:
+        return chunk
+    wanted = chunk.policy_actions
+    return replace(
+        chunk,
+        actions=np.repeat(chunk.actions, _HELD, axis=0),
+        policy_actions=None if wanted is None else np.repeat(wanted, _HELD, axis=0),
+    )
 
 
 def warm_up(policy: Policy, seed: int = 0, rounds: int = 3) -> float:

@@ -39,6 +39,7 @@ from hardware.teleop.build import build_teleop
 from hardware.transport import InProcessTransport
 from robot_rl.core.errors import HardwareError
 from robot_rl.core.robot import Robot
+from robot_rl.core.spec import Spec
 from robot_rl.core.teleop import Teleop
 
 logger = logging.getLogger(__name__)
@@ -178,7 +179,7 @@ class _Session:
             options = (*options, "reach=" + ",".join(f"{value:.6g}" for value in reach))
         return LearnerSettings(
             config.method,
-            robot.spec.to_json(),
+            numbers_of(robot.spec).to_json(),
             str(config.demos.absolute()),
             str(config.policy.absolute()) if config.policy is not None else "",
             options,
@@ -223,7 +224,7 @@ class _Session:
                 place=lambda: None if transport.status is None else np.array(transport.status.command, np.float32),
                 again=True,
             )
-        experience = Experience(robot.spec, self._ended, lambda: not self._trying)
+        experience = Experience(numbers_of(robot.spec), self._ended, lambda: not self._trying)
         teleop: Teleop | None = None
         if config.operator not in ("scripted", "none"):
             teleop = build_teleop(config.operator, robot.spec.action.size, config=config.operator_config)
@@ -360,3 +361,8 @@ class _Session:
         if not self.report.validations:
             self.report.policy = last
         self._write_progress()
+
+
+def numbers_of(spec: Spec) -> Spec:
+    """Return ``spec`` without its images, from which nothing is learned here."""
+    return spec.select(tuple(key for key, array in spec.observation.items() if not array.is_image))

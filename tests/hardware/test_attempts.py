@@ -185,3 +185,52 @@ def test_attempts_run_through_the_executor_and_each_is_an_episode_of_the_record(
     assert executor.arbiter.mode.value == "hold"
     assert executor.arbiter.reason == "operator_hold"
     assert OperatorEvent.EMERGENCY_STOP not in [event for _, event in executor.times.events]
+
+
+def test_a_deployment_with_a_verifier_makes_its_attempts_records_each_and_ends(tmp_path):
+    torch = pytest.importorskip("torch")
+    from hardware.deployment import DeploymentConfig, deploy
+    from robot_rl.core.registry import make_env
+    from robot_rl.data.dataset import open_dataset
+    from robot_rl.data.normalizer import Normalizer
+    from robot_rl.policies.checkpoint import save_policy
+    from robot_rl.policies.gaussian import GaussianConfig, GaussianPolicy
+    from robot_rl.policies.success import StateEncoder, SuccessClassifier, save_classifier
+
+    torch.manual_seed(0)
+    env = make_env("peg_insert", 1, threads=1)
+    spec = env.spec
+    env.close()
+    reach = (0.002,) * 6
+    shape = GaussianConfig(
+        (8,), low=tuple(-x for x in reach), high=reach, relative_to="state[0:6]", deterministic=False
+    )
+    save_policy(GaussianPolicy(spec, shape), tmp_path / "policy")
+    never = SuccessClassifier(StateEncoder(spec, 1, Normalizer(spec)), threshold=2.0)
+    save_classifier(never.eval(), tmp_path / "verifier")
+    config = DeploymentConfig(
+        policy=tmp_path / "policy",
+        task="peg_insert",
+        robot_options=("restart=false",),
+        operator="none",
+        record=tmp_path / "record",
+        out=tmp_path / "out",
+        verifier=tmp_path / "verifier",
+        retries=1,
+        attempt_seconds=0.6,
+        executor=ExecutorConfig(realtime_priority=0, max_state_age=2.0, late_steps=8, operator_timeout=2.0),
+    )
+    report = deploy(config)
+    assert [one["success"] for one in report.attempts] == [False, False]
+    assert [one["steps"] for one in report.attempts] == [12, 12]
+    frames = open_dataset(tmp_path / "record").load()
+    # Two attempts and the way back between them; a few steps of holding may follow.
+    assert 3 <= frames.num_episodes <= 4
+    assert not frames.extras["success"].any()
+    first, back = frames.episode(0), frames.episode(1)
+    went = np.abs(frames.action[first.stop - 1] - frames.action[first.start]).max()
+    left = np.abs(frames.action[back.stop - 1] - frames.action[first.start]).max()
+    assert went > 0.004
+    assert left < 0.5 * went
+    with pytest.raises(ConfigError, match="without ROS"):
+        deploy(DeploymentConfig(policy=tmp_path / "policy", transport="ros", verifier=tmp_path / "verifier"))

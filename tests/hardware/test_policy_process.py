@@ -135,3 +135,16 @@ def test_a_traced_network_plans_the_same_bit_for_bit():
     for expected in eager:
         np.testing.assert_array_equal(policy.plan(history), expected)
     assert not trace_network(WanderingPolicy(FakeRobot().spec))
+
+
+def test_the_one_action_of_a_policy_without_chunks_is_held_while_the_next_is_on_its_way():
+    from hardware.policy_process import held
+    from robot_rl.core.policy import ActionChunk
+
+    one = held(ActionChunk(np.array([[1.0, 2.0]]), 7, 3.0, np.array([[4.0, 5.0]])))
+    assert len(one.actions) == len(one.policy_actions) > 2
+    assert (one.actions == [1.0, 2.0]).all()
+    assert (one.policy_actions == [4.0, 5.0]).all()
+    assert (one.observation_seq, one.observation_stamp) == (7, 3.0)
+    several = ActionChunk(np.zeros((2, 2)))
+    assert held(several) is several
