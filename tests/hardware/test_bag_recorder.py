@@ -21,8 +21,14 @@ from robot_rl.data.bag.recover import recover
 STRING = "std_msgs/msg/String"
 FOREVER = {"sec": 9223372036, "nsec": 854775807}
 QOS = {
-    **{"history": "unknown", "depth": 0, "reliability": "reliable", "durability": "volatile"},
-    **{"deadline": FOREVER, "lifespan": FOREVER, "liveliness": "automatic", "liveliness_lease_duration": FOREVER},
+    "history": "unknown",
+    "depth": 0,
+    "reliability": "reliable",
+    "durability": "volatile",
+    "deadline": FOREVER,
+    "lifespan": FOREVER,
+    "liveliness": "automatic",
+    "liveliness_lease_duration": FOREVER,
     "avoid_ros_namespace_conventions": False,
 }
 ROOT = Path(__file__).resolve().parents[2]

@@ -183,7 +183,7 @@ def test_the_profile_for_images_stays_on_this_machine_and_has_room_for_images():
     assert [one.text for one in addresses] == ["127.0.0.1"]
     assert int(transports["SHM"].findtext("dds:segment_size", None, space)) >= 2**25
     assert root.findtext(".//dds:useBuiltinTransports", None, space) == "false"
-    command = [sys.executable, "-m", "hardware.ros.context", "--images"]
+    command = [sys.executable, "-m", "robot_rl.cli.main", "ros", "env", "--images"]
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("AMENT", "ROS_", "FAST"))}
     shown = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, check=True).stdout
     assert f"FASTRTPS_DEFAULT_PROFILES_FILE={ROOT / 'launch' / 'fastdds_images.xml'}" in shown
