@@ -1,8 +1,9 @@
 """How long from a key or a message until the robot follows the human, or brakes; and how smooth the seams of plans are.
 
 The executor runs in real time at 100 Hz with a policy that drives. Keys go through a pseudo terminal, as typed ones do,
-at moments that have nothing to do with the ticks. Messages come from another process over ROS 2. Seams are measured
-without a clock: every inference delay from none to the whole horizon of the plan.
+at moments that have nothing to do with the ticks. Messages come from another process over ROS 2, presses in a browser
+from a headless Chromium on the console's page. Seams are measured without a clock: every inference delay from none to
+the whole horizon of the plan.
 
 Run: ``make bench NAME=takeover`` or ``python benchmarks/takeover.py [--cycles 40]``.
 """
@@ -10,6 +11,7 @@ Run: ``make bench NAME=takeover`` or ``python benchmarks/takeover.py [--cycles 4
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import logging
 import math
@@ -262,8 +264,24 @@ def console_process() -> None:
         sys.stdout.flush()
 
 
-SOURCES: dict[str, Callable[[int], Found]] = {"keyboard": keyboard, "topic": topic}
-"""Where wishes come from; a browser's console is one more function that returns the same lists."""
+def browser(cycles: int) -> Found:
+    """Press the buttons of the console's page in a headless Chromium; from before the press is handed to it."""
+    from benchmarks.console_latency import Stage, headless_browser, open_page, stop_clicks, takeovers
+
+    with Stage() as stage, headless_browser() as chromium:
+        page = open_page(chromium, stage)
+        return {"estop": stop_clicks(page, stage, cycles), "takeover": takeovers(page, stage, cycles)[0]}
+
+
+def browser_available() -> bool:
+    """Return whether there is a Chromium, what drives it, and the console."""
+    from benchmarks.console_latency import find_chromium
+
+    return find_chromium() is not None and all(importlib.util.find_spec(name) for name in ("playwright", "viser"))
+
+
+SOURCES: dict[str, Callable[[int], Found]] = {"keyboard": keyboard, "topic": topic, "browser": browser}
+"""Where wishes come from."""
 
 
 # ---- seams -----------------------------------------------------------------------------------------------------------
@@ -322,14 +340,14 @@ def main() -> None:
         prepare_environment(free_domain())
     prepare_process()
     logging.getLogger().addHandler(logging.NullHandler())  # what is provoked here need not be shown
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = {"browser_estop_p99_ms": math.nan}
     for source, measure in SOURCES.items():
-        if source == "topic" and not available():
+        if (source == "topic" and not available()) or (source == "browser" and not browser_available()):
             continue
         for name, values in measure(arguments.cycles).items():
             p50, p99 = 1e3 * np.percentile(values, [50, 99])
             metrics |= {f"{source}_{name}_p50_ms": float(p50), f"{source}_{name}_p99_ms": float(p99)}
-    metrics |= {"browser_estop_p99_ms": math.nan, **seams()}
+    metrics |= seams()
     report(
         "takeover",
         seeds=[0],
@@ -340,7 +358,8 @@ def main() -> None:
         "human, by the policy again, or by the brake of a stop; estop_to_rest: to the first command that repeats the "
         "one before, braking within the limits from the policy's motion. An emergency stop by message is answered "
         "between ticks; keys and take-overs at the next tick. Seams: largest step of commands per tick against the "
-        "velocity limit, with plans 0 to 8 policy steps late. Browser: not measured.",
+        "velocity limit, with plans 0 to 8 policy steps late. Browser: from the press in a headless Chromium on the "
+        "same machine to the first command from which on none moves.",
     )
 
 
