@@ -135,6 +135,12 @@ class JerkLimiter(MotionLimiter):
             path.append(path[-1] + step)
         return np.array(path)
 
+    def rest_after(self, command: np.ndarray) -> np.ndarray:
+        """Return where (A,) braking from ``command`` (A,) ends, or up to two ticks' way beyond."""
+        step = command - self.position
+        side = np.sign(step)
+        return command + side * self.reach(np.abs(step), side * (step - self.step))[0]
+
     def window(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the smallest and largest displacement (A,) that keep all limits but the range; see `permits`."""
         low = np.maximum(np.maximum(self.change - self._surge, -self._change) + self.step, -self._step_limit)

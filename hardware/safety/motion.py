@@ -176,6 +176,11 @@ class MotionLimiter:
         steps[0] = 0.0
         return command + np.cumsum(steps, axis=0)
 
+    def rest_after(self, command: np.ndarray) -> np.ndarray:
+        """Return where (A,) full braking from ``command`` (A,) ends."""
+        rest: np.ndarray = self.braking_path(command)[-1]
+        return rest
+
     def window(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the smallest and largest displacement (A,) that keep all limits, full braking among them."""
         step, change = self.step, self._change
@@ -187,10 +192,11 @@ class MotionLimiter:
         return np.minimum(low, braked), np.maximum(high, braked)
 
     def permits(self, command: np.ndarray) -> bool:
-        """Return whether ``command`` (A,) may follow: within all limits, with a stop inside the range after it."""
-        low, high = self.window()
-        step, rounding = command - self.position, _SLACK * self.largest_step
-        return bool(((step >= low - rounding) & (step <= high + rounding)).all()) and not self.violations(command)
+        """Return whether ``command`` (A,) may follow: all limits kept, and a stop inside the range possible after it.
+
+        The command is one inside `window`, from which a stop is possible, or between two such: a convex set.
+        """
+        return not self.violations(command)
 
     def violations(self, command: np.ndarray) -> int:
         """Stage 11: return the flags of the limits that ``command`` (A,) breaks; 0 if it keeps all of them exactly."""

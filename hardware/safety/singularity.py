@@ -48,12 +48,12 @@ class Singularity:
             raise ValueError("the Jacobian holds a value that is not finite")
         return float(values[0] / values[-1]) if values[-1] > _SINGULAR else math.inf
 
-    def far_from(self, path: np.ndarray) -> bool:
-        """Return whether a stop along the ``path`` (T, A) ends where nothing need be slowed down.
+    def far_from(self, rest: np.ndarray) -> bool:
+        """Return whether a stop that ends at ``rest`` (A,) leads through nothing that need be slowed down.
 
         On the short way there the number does not rise above the threshold and fall again.
         """
-        return self._recall(path[-1]) <= self.slow
+        return self._recall(rest) <= self.slow
 
     def share(self, position: np.ndarray, command: np.ndarray) -> float:
         """Return which share of the motion from ``position`` (A,) to ``command`` (A,) is permitted, in [0, 1]."""

@@ -70,7 +70,7 @@ class Surroundings:
             flags |= limited
         if guards.singularity is not None:
             judged = (guards.singularity, *judged)
-            if not guards.singularity.far_from(self._motion.braking_path(command)):
+            if not guards.singularity.far_from(self._motion.rest_after(command)):
                 share = guards.singularity.share(position, command)
                 command, limited = self._keep_inside(command, judged, SafetyFlag.SINGULARITY_LIMITED, share)
                 flags |= limited

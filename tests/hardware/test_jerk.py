@@ -86,6 +86,24 @@ def test_the_bound_of_the_way_that_braking_takes_is_never_too_small_and_not_much
     assert ((bound - farthest)[forwards] <= 2 * peak[forwards] + 1e-9).all()
 
 
+def test_the_place_of_rest_is_where_the_braking_path_ends_or_a_little_beyond():
+    rng = np.random.default_rng(2)
+    chain = SafetyChain(limits(), DT)
+    for _ in range(200):
+        command = chain.filter(rng.uniform(-1, 1, 3), situation()).command
+        motion = chain._motion
+        target, _ = motion.limit(rng.uniform(-1, 1, 3))
+        step = target - command
+        end, rest = motion.braking_path(target)[-1], motion.rest_after(target)
+        away = np.sign(step) * (rest - end)
+        same = np.sign(end - target) == np.sign(step)  # those that do not swing back
+        assert (away[same] >= -1e-12).all()
+        change = np.sign(step) * (step - motion.step)
+        speeding = same & (change >= 0)
+        peak = motion.reach(np.abs(step), change)[1]
+        assert (away[speeding] <= 2 * peak[speeding] + 1e-9).all()
+
+
 def test_a_smooth_motion_passes_bit_for_bit():
     chain = SafetyChain(limits(), DT)
     chain.anchor(np.zeros(3))
