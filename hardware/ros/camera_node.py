@@ -49,7 +49,9 @@ class CameraWork:
         self.config = config
         given = {"kind": config.camera, **options(config.camera_options)}
         self.camera = build_camera(endpoint.node.get_name(), given)
-        self.publish = endpoint.publisher(Image, IMAGE, quality(1, reliable=False))
+        # Reliable: over the default profile an image is many datagrams, and best effort loses it with any of them. A
+        # reader may still ask for best effort, and one that hangs only misses images.
+        self.publish = endpoint.publisher(Image, IMAGE, quality(2))
 
     def start(self) -> None:
         """Open the camera and wait for a first image; `HardwareError` where there is none."""

@@ -362,7 +362,7 @@ def test_camera_process_publishes_a_film(start, tmp_path):
     viewer = Endpoint("viewer")
     seen = []
     try:
-        viewer.subscribe(Image, "camera/image_raw", seen.append, quality(8, reliable=False))
+        viewer.subscribe(Image, "camera/image_raw", seen.append, quality(8))
         manager = Manager(viewer, "/robot_rl/camera")
         wait_until(lambda: len(seen) >= 10, "images")
         assert manager.change(T.TRANSITION_DEACTIVATE)
