@@ -18,7 +18,7 @@ from pathlib import Path
 from robot_rl.core.errors import HardwareError
 from robot_rl.core.robot import Robot
 
-_ADDRESSES = ("port", "host", "address", "url", "namespace")
+_ADDRESSES = ("port", "host", "address", "url", "command_topic", "state_topic")
 """Fields of a driver's configuration that say which device it commands, the first that it has."""
 
 
@@ -31,9 +31,15 @@ def resource_of(robot: Robot) -> str:
     if resource is not None:
         return str(resource)
     config = getattr(robot, "config", None)
-    address = next((getattr(config, name) for name in _ADDRESSES if getattr(config, name, None)), None)
-    kind = type(getattr(robot, "robot", robot)).__name__
-    return "" if address is None else f"{kind} at {os.path.realpath(address) if '/dev/' in str(address) else address}"
+    field = next((name for name in _ADDRESSES if getattr(config, name, None)), None)
+    if field is None:
+        return ""
+    address = str(getattr(config, field))
+    if field.endswith("_topic"):
+        address += f" in ROS domain {os.environ.get('ROS_DOMAIN_ID') or 0}"
+    elif address.startswith("/dev/"):
+        address = os.path.realpath(address)  # by whichever link it was named
+    return f"{type(getattr(robot, 'robot', robot)).__name__} at {address}"
 
 
 class RobotLease:

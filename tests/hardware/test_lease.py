@@ -172,6 +172,14 @@ def test_a_device_that_raises_or_hangs_leaves_the_robot_at_rest():
     assert rig.mode == "hold"
 
 
+def test_a_robot_on_topics_is_known_by_its_domain(monkeypatch):
+    class Base(FakeRobot):
+        config = type("Config", (), {"command_topic": "/cmd_vel"})()
+
+    monkeypatch.setenv("ROS_DOMAIN_ID", "7")
+    assert resource_of(Base()) == "Base at /cmd_vel in ROS domain 7"
+
+
 def test_a_lease_is_given_back_however_often_it_is_asked(tmp_path):
     lease = RobotLease("arm", tmp_path)
     lease.release()
