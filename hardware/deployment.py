@@ -44,6 +44,7 @@ from hardware.teleop.keyboard import KeyboardTeleop, key_map
 from hardware.teleop.script import ScriptedTeleop, load_script
 from hardware.transport import ExecutorStatus, InProcessTransport
 from robot_rl.core.errors import ConfigError, HardwareError
+from robot_rl.core.realtime import RealTimeConfig, require_real_time
 from robot_rl.core.robot import Robot
 from robot_rl.core.spec import Spec
 from robot_rl.core.teleop import Teleop
@@ -63,8 +64,8 @@ StatusListener = Callable[[ExecutorStatus], None]
 class DeploymentConfig:
     """Settings of ``robot-rl deploy``."""
 
-    policy: Path
-    """Checkpoint directory, for example runs/train/checkpoints/best."""
+    policy: str | Path
+    """Checkpoint or export directory, for example runs/train/checkpoints/best, or a policy server (ws://host:port)."""
     robot: str = "sim"
     """Robot by name (`robot-rl list robots`)."""
     task: str = "peg_insert"
@@ -110,6 +111,8 @@ class DeploymentConfig:
     """With a verifier: attempts after the first, each after going back the way the robot came."""
     attempt_seconds: float = 20.0
     """With a verifier: an attempt that has not succeeded by then has failed."""
+    real_time: RealTimeConfig = field(default_factory=RealTimeConfig)
+    """How a new chunk goes on from the one that is executed while it is planned."""
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     """The control loop; execute_steps is taken from the policy."""
 
@@ -132,9 +135,12 @@ def deploy(config: DeploymentConfig, on_status: StatusListener | None = None) ->
     policy.spec.require(robot.spec, f"policy '{config.policy}'", f"robot '{config.robot}' ({config.task})")
     ticks_per_step(config.executor.tick_rate_hz, robot.spec.rate_hz)
     _protection(config, robot)
+    require_real_time(policy, config.real_time)
     closed = bool(policy.closed_loop) or config.verifier is not None
+    delay = 0 if config.real_time.method == "off" else config.real_time.max_delay
     settings = dataclasses.replace(
         config.executor,
+        late_steps=max(config.executor.late_steps, delay),
         execute_steps=1 if closed else policy.execute_steps,
         autostart=config.executor.autostart or (config.operator == "none" and not config.console),
     )
@@ -143,6 +149,8 @@ def deploy(config: DeploymentConfig, on_status: StatusListener | None = None) ->
         devices = [device for device in (teleop, console) if device is not None]
         if transport == "ros":
             _close(robot)
+            if hasattr(policy, "close"):
+                policy.close()  # the policy process connects by itself
             del policy, robot
             executed, served = _over_ros(config, settings, devices, on_status)
         else:
@@ -211,12 +219,9 @@ def _robot_options(config: DeploymentConfig) -> dict[str, Any]:
 
 
 def _load(config: DeploymentConfig) -> Any:
-    import torch
-
     from robot_rl.policies.checkpoint import load_policy
 
-    torch.set_num_threads(config.policy_threads)
-    policy = load_policy(config.policy)
+    policy = load_policy(config.policy, threads=config.policy_threads)
     if config.policy_trace:
         trace_network(policy)
     return policy
@@ -305,7 +310,11 @@ def _in_process(
 
     inference = threading.Thread(
         target=guarded,
-        args=(lambda: serve(policy, transport.policy, policy_stop, seed=config.seed, pin=settings.pin),),
+        args=(
+            lambda: serve(
+                policy, transport.policy, policy_stop, seed=config.seed, pin=settings.pin, real_time=config.real_time
+            ),
+        ),
         name="policy",
     )
     loop = threading.Thread(target=guarded, args=(lambda: executor.run(stop, config.duration),), name="executor")
@@ -431,6 +440,7 @@ def _over_ros(
         domain_id=config.domain_id,
         policy_threads=config.policy_threads,
         policy_trace=config.policy_trace,
+        real_time=config.real_time,
     )
     stop = threading.Event()
     with interrupted_by_signals(stop):
