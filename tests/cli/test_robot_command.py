@@ -33,8 +33,15 @@ class Hands:
         for servo, shaft in zip(self.bus.servos, SHAFTS, strict=True):
             for share in (0, 0.4, 0.8, 1, 0, -0.4, -0.8, -1, 0) if servo not in self.lazy else (0,):
                 self.bus.turn(servo, shaft + share * self.reach)
-                time.sleep(0.02)
+                self.let_it_be_seen()
         return ""
+
+    def let_it_be_seen(self):
+        """Wait until the bus was read twice more: one reading may have been under way."""
+        enough, deadline = self.bus.requests + 2, time.monotonic() + 5.0
+        while self.bus.requests < enough:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
 
 
 @pytest.fixture(params=[(FEETECH, "so101", SO101), (DYNAMIXEL, "koch", Koch)], ids=["so101", "koch"])

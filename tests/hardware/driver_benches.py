@@ -218,7 +218,7 @@ class URBench:
             bufsize=1,
         )
         assert self.process.stdout.readline() == "ready\n"
-        self.config = URConfig(host=host, low=(-2.0,) * 6, high=(2.0,) * 6)
+        self.config = URConfig(host=host, low=(-2.0,) * 6, high=(2.0,) * 6, max_failures=20)
         self.program = Program(self)
         self.kept = sys.modules.get("rtde_control")
         sys.modules["rtde_control"] = types.SimpleNamespace(RTDEControlInterface=self.program, __spec__=object())
@@ -251,8 +251,6 @@ BENCHES = {
     "koch": lambda folder: ServoBench(folder, DYNAMIXEL, Koch),
     "multirotor": MultirotorBench,
     "ur": URBench,
-    "ros_arm_forward": ros_arm,
-    "ros_arm_trajectory": lambda folder: ros_arm(folder, "trajectory", velocities=True),
-    "ros_base": ros_base,
-    "ros_base_stamped": lambda folder: ros_base(folder, stamped=True),
+    "ros_arm": lambda folder: ros_arm(folder, "trajectory", velocities=True),
+    "ros_base": lambda folder: ros_base(folder, stamped=True),
 }

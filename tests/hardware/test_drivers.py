@@ -42,7 +42,7 @@ def test_lost_exchanges_are_forgiven_and_silence_is_a_fault_that_says_why(bench)
         time.sleep(0.01)
     assert robot.state() is RobotState.READY
     if bench.counts:
-        assert 1 <= robot.failures <= 5
+        assert 1 <= robot.failures <= robot.config.max_failures
     bench.silence()
     message = str(fails_within(robot, 5.0))
     assert len(message) > 20
@@ -63,7 +63,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("bench", ["fake", "so101", "ros_arm_forward"], indirect=True)
+@pytest.mark.parametrize("bench", ["fake", "so101"], indirect=True)
 def test_every_fault_that_is_injected_shows_and_leaves_with_it(bench):
     robot = FaultyRobot(bench.robot)
     bench.robot.connect()
