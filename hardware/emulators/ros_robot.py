@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import math
 import signal
-import sys
 import threading
 import time
 from typing import Any
@@ -168,4 +167,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -293,7 +293,7 @@ def braking(
     largest, change = np.asarray(limits.velocity, float), np.asarray(limits.acceleration, float) * dt
     rates = np.zeros(command.shape, bool) if rates is None else rates
     speed = np.where(rates, 0.0, np.clip(speed, -largest, largest))
-    path = []
+    path: list[np.ndarray] = []
     while not path or speed.any() or command[rates].any():
         speed = np.sign(speed) * np.maximum(np.abs(speed) - change, 0.0)
         slower = np.sign(command) * np.maximum(np.abs(command) - largest * dt, 0.0)

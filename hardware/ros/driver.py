@@ -35,7 +35,7 @@ class RosDriverConfig(DriverConfig):
 class RosDriver(Driver):
     """A robot that is measured and commanded over topics, by a node with its own I/O thread."""
 
-    requires = (("rclpy", "ros"),)
+    requires: ClassVar[tuple[tuple[str, str], ...]] = (("rclpy", "ros"),)
     accepts_replacement = True
     kind: ClassVar[str] = "robot"
     """First part of the node's name."""
