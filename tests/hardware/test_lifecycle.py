@@ -75,25 +75,36 @@ class Manager:
     """Calls the services of one node, as ``ros2 lifecycle`` and ``ros2 param`` do."""
 
     def __init__(self, endpoint, name):
-        self.endpoint, self.name = endpoint, name
         endpoint.start()
+        kinds = {
+            "change_state": ChangeState,
+            "set_parameters": SetParameters,
+            "describe_parameters": DescribeParameters,
+            "get_state": GetState,
+        }
+        self.clients = {one: endpoint.node.create_client(kind, f"{name}/{one}") for one, kind in kinds.items()}
+        for one, client in self.clients.items():
+            assert client.wait_for_service(PATIENCE), f"there is no service {one}"
+        # A node may see a service before the service sees it, and then no answer comes. Peers learn of our clients in
+        # the order in which they were made: once the last one is answered, all are.
+        deadline = time.monotonic() + PATIENCE
+        answer = self.clients["get_state"].call_async(GetState.Request())
+        while not answer.done():
+            assert time.monotonic() < deadline, "no answer"
+            time.sleep(0.5)
+            answer = answer if answer.done() else self.clients["get_state"].call_async(GetState.Request())
 
-    def call(self, kind, service, request):
-        client = self.endpoint.node.create_client(kind, f"{self.name}/{service}")
-        try:
-            assert client.wait_for_service(PATIENCE), f"there is no service {service}"
-            answer = client.call_async(request)
-            wait_until(answer.done, f"an answer of {service}")
-            return answer.result()
-        finally:
-            self.endpoint.node.destroy_client(client)
+    def call(self, service, request):
+        answer = self.clients[service].call_async(request)
+        wait_until(answer.done, f"an answer of {service}")
+        return answer.result()
 
     def change(self, transition):
         request = ChangeState.Request(transition=Transition(id=transition))
-        return self.call(ChangeState, "change_state", request).success
+        return self.call("change_state", request).success
 
     def state(self):
-        return self.call(GetState, "get_state", GetState.Request()).current_state.id
+        return self.call("get_state", GetState.Request()).current_state.id
 
     def set(self, **values):
         from rclpy.parameter import Parameter
@@ -101,7 +112,7 @@ class Manager:
         request = SetParameters.Request(
             parameters=[Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
         )
-        return self.call(SetParameters, "set_parameters", request).results
+        return self.call("set_parameters", request).results
 
 
 @dataclass(frozen=True)
@@ -258,7 +269,7 @@ def test_parameters_are_described_and_bounded(tmp_path):
     arguments = ["--ros-args", "--params-file", str(file)]
     with served(Log(), {"autostart": False, "count": 7}, arguments) as (node, manager, _):
         request = DescribeParameters.Request(names=["speed", "count", "autostart"])
-        speed, count, autostart = manager.call(DescribeParameters, "describe_parameters", request).descriptors
+        speed, count, autostart = manager.call("describe_parameters", request).descriptors
         assert speed.description == "How fast."
         assert (speed.floating_point_range[0].from_value, speed.floating_point_range[0].to_value) == (0.1, 2.0)
         assert count.integer_range[0].from_value == 1
@@ -283,16 +294,16 @@ def test_parameters_are_described_and_bounded(tmp_path):
 
 
 def test_every_node_of_ours_describes_its_parameters():
-    from hardware.ros import camera_node, executor_node, policy_node, recorder_node, teleop_node
+    from hardware.ros import camera_node, console_node, executor_node, policy_node, recorder_node, teleop_node
 
-    for module in (camera_node, executor_node, policy_node, recorder_node, teleop_node):
+    for module in (camera_node, console_node, executor_node, policy_node, recorder_node, teleop_node):
         (config,) = [
             one
             for name, one in vars(module).items()
             if name.endswith("NodeConfig") and one.__module__ == module.__name__
         ]
         for setting in settings_of(config).values():
-            assert setting.text.endswith("."), f"{config.__name__}.{setting.name}"
+            assert setting.text.endswith((".", "…")), f"{config.__name__}.{setting.name}"
             if setting.range is not None:
                 setting.typed(setting.default)
 
