@@ -207,10 +207,12 @@ def figures(tested: dict[str, list[dict[str, Any]]], taught: dict[str, list[dict
         metrics[f"{name}_steps"] = float(np.mean([run["steps"] for run in runs]))
         metrics[f"{name}_learned_at"] = float(np.mean([_steps(run["learned_at"]) for run in runs]))
     human = taught["hil_serl"]
-    metrics["hil_serl_human_share"] = sum(run["human_steps"] for run in human) / sum(run["steps"] for run in human)
+    metrics["hil_serl_human_share"] = sum(run["human_steps"] for run in human) / max(
+        1, sum(run["steps"] for run in human)
+    )
     metrics["hil_serl_human_share_at_end"] = max(run["human_share_at_end"] for run in human)
     own = [min(_steps(run["learned_at"]), run["steps"]) for run in taught["serl"]]
-    metrics["steps_ratio"] = metrics["hil_serl_learned_at"] / float(np.mean(own))
+    metrics["steps_ratio"] = metrics["hil_serl_learned_at"] / max(1.0, float(np.mean(own)))
     return metrics
 
 
