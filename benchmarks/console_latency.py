@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import report
-from hardware.arbiter import Mode
+from hardware.arbiter import DRIVEN, Mode
 from hardware.console.feed import ExecutorFeed
 from hardware.console.server import Console, ConsoleConfig
 from hardware.executor import Executor, ExecutorConfig
@@ -158,13 +158,15 @@ class Stage:
         """Bring the deployment to where the policy drives, from wherever it is."""
         desk = self.console.desk
         wait_until(lambda: desk.holder is None, "letting go of control")
-        for mode, event in ((Mode.STOPPED, OperatorEvent.RESET), (Mode.IDLE, OperatorEvent.ENABLE)):
-            if self.mode is mode:
-                desk.ask(event, 0)
-                wait_until(lambda mode=mode: self.mode is not mode, event.value)
-        if self.mode in (Mode.HOLD, Mode.HUMAN):
-            desk.ask(OperatorEvent.HAND_BACK, 0)
-        wait_until(lambda: self.mode is Mode.AUTO, "the policy driving")
+        wishes = {Mode.STOPPED: OperatorEvent.RESET, Mode.IDLE: OperatorEvent.ENABLE}
+
+        def driven() -> bool:
+            if self.mode not in DRIVEN:
+                desk.ask(wishes.get(self.mode, OperatorEvent.HAND_BACK), 0)
+                time.sleep(0.05)
+            return self.mode is Mode.AUTO
+
+        wait_until(driven, "the policy driving")
         time.sleep(0.1)
 
 
