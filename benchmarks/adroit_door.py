@@ -196,7 +196,7 @@ def improve(
     """Fine-tune the base in the environment, with the replays as demonstrations; returns the steps it took."""
     finetune = load("finetuners", method)
     config = override(config_class(finetune)(), SETTINGS.get(method, ()))
-    session = SessionConfig(minutes=minutes, evaluations=6, eval_episodes=100, eval_lanes=50, stop_at=1.0)
+    session = SessionConfig(minutes=minutes, evaluations=6, eval_episodes=200, eval_lanes=50, stop_at=1.0)
     record = {"method": method, "config": config, "session": session}
     with Run.create(path, record, seed=seed, resume=True, ignore=("session.minutes",)) as run:
         finetune(
