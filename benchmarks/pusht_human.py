@@ -22,7 +22,7 @@ from robot_rl.core.env import Step
 from robot_rl.core.registry import load, make_env
 from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.data.dataset import open_dataset
-from robot_rl.data.frames import Frames
+from robot_rl.data.frames import Frames, concatenate
 from robot_rl.data.windows import WindowSampler
 from robot_rl.policies.checkpoint import load_policy
 from robot_rl.policies.chunked import ChunkedConfig, ChunkedPolicy
@@ -37,7 +37,7 @@ TASK = "gym:gym_pusht/PushT-v0"
 TEST_SEED = 100_000
 EPISODES = 200
 POLICY = ChunkedConfig(sample_steps=10, observation_noise=0.03, head_options={"times": "uniform"})
-TRAIN = TrainConfig(steps=10_000, precision="auto")
+TRAIN = TrainConfig(steps=16_000, precision="auto")
 DATA = Path(os.environ.get("ROBOT_RL_DATA", Path(__file__).resolve().parents[2] / "shared/data"))
 
 
@@ -50,9 +50,30 @@ def demonstrations() -> Frames:
     return replace(frames, spec=Spec(frames.spec.observation, action, 10.0))
 
 
+def mirrored(frames: Frames) -> Frames:
+    """Reflect Push-T across the axis of the target.
+
+    The target lies at (256, 256) px, turned by 45°, and the T is symmetric about its stem. So the reflection
+    (x, y) → (512 - y, 512 - x) maps the table, the target and the T to themselves, and what solved an episode solves
+    its mirror image. It swaps the T's left corners with its right ones.
+    """
+
+    def reflect(points: np.ndarray) -> np.ndarray:
+        return (512 - points[..., ::-1]).astype(points.dtype)
+
+    corners = frames.observation["environment_state"].reshape(frames.num_frames, -1, 2)
+    swapped = reflect(corners[:, [1, 0, 3, 2, 5, 4, 7, 6]])
+    observation = {
+        "environment_state": swapped.reshape(frames.observation["environment_state"].shape),
+        "agent_pos": reflect(frames.observation["agent_pos"]),
+    }
+    return replace(frames, observation=observation, action=reflect(frames.action))
+
+
 def clone(path: Path) -> dict[str, Any]:
     """Train the flow policy; returns the time it took, over all interruptions."""
     frames = demonstrations()
+    frames = concatenate([frames, mirrored(frames)])
     torch.manual_seed(0)
     policy = ChunkedPolicy.fit(frames, POLICY)
     with Run.create(path, {"policy": POLICY, "train": TRAIN}, spec=frames.spec, resume=True) as run:
