@@ -129,6 +129,8 @@ def deploy(config: DeploymentConfig, on_status: StatusListener | None = None) ->
         MissingDependencyError: transport ``ros`` was asked for and is not installed.
         HardwareError: a process died, or the robot or the operator's device does not work.
     """
+    if config.verifier is not None and config.real_time.method != "off":
+        raise ConfigError("attempts with a verifier run in closed loop and continue no chunk: --real-time.method off")
     transport, note = choose_transport(config.transport if config.verifier is None else _without_ros(config.transport))
     policy = _load(config)
     robot = make_robot(config)

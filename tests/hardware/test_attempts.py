@@ -1,5 +1,7 @@
 """Attempts with a verifier: what ends one, the way back, and that retries give what they should."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from deployment_rig import VirtualClock, WanderingPolicy
@@ -10,6 +12,7 @@ from hardware.policy_process import PolicyServer
 from hardware.robots.fake import FakeRobot
 from hardware.transport import InProcessTransport
 from robot_rl.core.errors import CapabilityError, ConfigError
+from robot_rl.core.realtime import RealTimeConfig
 from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.core.teleop import OperatorEvent, OperatorInput
 
@@ -234,3 +237,5 @@ def test_a_deployment_with_a_verifier_makes_its_attempts_records_each_and_ends(t
     assert left < 0.5 * went
     with pytest.raises(ConfigError, match="without ROS"):
         deploy(DeploymentConfig(policy=tmp_path / "policy", transport="ros", verifier=tmp_path / "verifier"))
+    with pytest.raises(ConfigError, match="continue no chunk"):
+        deploy(replace(config, real_time=RealTimeConfig("guided")))
