@@ -9,6 +9,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -221,10 +222,13 @@ def test_stale_shared_memory_is_found_and_removed(tmp_path, monkeypatch, capsys)
 
 
 def test_doctor_says_how_ros_is_set_up(monkeypatch, tmp_path):
-    pytest.importorskip("rclpy", reason="ROS 2 is not installed: pip install 'robot-rl[ros]'")
+    rclpy = pytest.importorskip("rclpy", reason="ROS 2 is not installed: pip install 'robot-rl[ros]'")
     from hardware.cli import checks
 
     monkeypatch.setattr(os, "environ", {**os.environ, "ROS_DOMAIN_ID": "23", "ROS_AUTOMATIC_DISCOVERY_RANGE": "OFF"})
+    # A real node would fix this process's transport, which Fast DDS reads once, to the settings of this test.
+    monkeypatch.setattr(checks, "open_context", lambda: SimpleNamespace(try_shutdown=lambda: None))
+    monkeypatch.setattr(rclpy, "create_node", lambda *_, **__: SimpleNamespace(destroy_node=lambda: None))
     (tmp_path / "fastrtps_abc").write_bytes(b"x" * 3_000_000)
     monkeypatch.setattr(checks, "stale_files", lambda: [tmp_path / "fastrtps_abc"])
     found = list(checks.ros())

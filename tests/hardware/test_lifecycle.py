@@ -1,6 +1,5 @@
 """Managed nodes: transitions, parameters with descriptions and ranges, ends in order; camera node."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import DescribeParameters, SetParameters
 
 from hardware.cameras.rig import build_camera
-from hardware.ros.context import free_domain, prepare_environment
 from hardware.ros.endpoint import Endpoint
 from hardware.ros.lifecycle import ManagedConfig, ManagedNode, run_managed_node
 from hardware.ros.link import RosOperatorLink
@@ -29,22 +27,10 @@ from hardware.ros.parameters import Range, parse_flags, settings_of
 from robot_rl.core.errors import ConfigError, HardwareError, RobotRLError, UnknownNameError
 from robot_rl.core.teleop import OperatorEvent, OperatorInput
 
-pytestmark = [pytest.mark.ros, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ros, pytest.mark.timeout(240), pytest.mark.usefixtures("ros_domain")]
 PATIENCE = 90.0
 ROOT = Path(__file__).resolve().parents[2]
 T = Transition
-
-
-@pytest.fixture(scope="module", autouse=True)
-def domain():
-    """A domain of our own on this machine only, inherited by child processes."""
-    saved = dict(os.environ)
-    for name in ("ROS_AUTOMATIC_DISCOVERY_RANGE", "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
-        os.environ.pop(name, None)
-    prepare_environment(free_domain())
-    yield
-    os.environ.clear()
-    os.environ.update(saved)
 
 
 @pytest.fixture

@@ -18,26 +18,13 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed: pip install 'robot-
 from rosbags.rosbag2 import Reader
 
 from hardware.cli.record import Run, run
-from hardware.ros.context import free_domain, prepare_environment
 from hardware.ros.endpoint import Endpoint, quality
 from robot_rl.data.bag.bag import open_bag
 from robot_rl.data.bag.recover import recover
 
-pytestmark = [pytest.mark.ros, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ros, pytest.mark.timeout(240), pytest.mark.usefixtures("ros_domain")]
 PATIENCE = 90.0
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def domain():
-    """A domain of our own on this machine only, inherited by child processes."""
-    saved = dict(os.environ)
-    for name in ("ROS_AUTOMATIC_DISCOVERY_RANGE", "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
-        os.environ.pop(name, None)
-    prepare_environment(free_domain())
-    yield
-    os.environ.clear()
-    os.environ.update(saved)
 
 
 @pytest.fixture

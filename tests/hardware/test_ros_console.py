@@ -15,7 +15,6 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed: pip install 'robot-
 pytest.importorskip("viser", reason="the extra 'console' is not installed: pip install 'robot-rl[console]'")
 
 from hardware.console.desk import Desk
-from hardware.ros.context import free_domain, prepare_environment
 from hardware.ros.endpoint import Endpoint
 from hardware.ros.link import RosExecutorLink, RosOperatorLink
 from hardware.ros.watch import remote_feed
@@ -24,25 +23,12 @@ from robot_rl.core.robot import StampedObservation
 from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.core.teleop import OperatorEvent
 
-pytestmark = [pytest.mark.ros, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.ros, pytest.mark.timeout(200), pytest.mark.usefixtures("ros_domain")]
 PATIENCE = 60.0
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = Spec(
     {"state": ArraySpec((3,)), "images.front": ArraySpec((48, 64, 3), "uint8")}, ArraySpec((2,), unit="m"), 50.0
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def domain():
-    """A domain of our own on this machine only, inherited by child processes."""
-    saved = dict(os.environ)
-    number = free_domain()
-    for name in ("ROS_AUTOMATIC_DISCOVERY_RANGE", "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
-        os.environ.pop(name, None)
-    prepare_environment(number)
-    yield number
-    os.environ.clear()
-    os.environ.update(saved)
 
 
 @pytest.fixture

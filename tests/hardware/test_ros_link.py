@@ -1,7 +1,6 @@
 """ROS 2 links and processes over a real graph: every peer is a process of its own, and every wait has an end."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed: pip install 'robot-rl[ros]'")
 
-from hardware.ros.context import check, free_domain, prepare_environment
+from hardware.ros.context import check, prepare_environment
 from hardware.ros.endpoint import Endpoint
 from hardware.ros.link import RosExecutorLink, RosOperatorLink, RosPolicyLink
 from hardware.ros.processes import Supervisor
@@ -24,7 +23,7 @@ from robot_rl.core.robot import StampedObservation
 from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.core.teleop import OperatorEvent, OperatorInput
 
-pytestmark = [pytest.mark.ros, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ros, pytest.mark.timeout(240), pytest.mark.usefixtures("ros_domain")]
 PATIENCE = 90.0
 """Seconds to wait for what must happen: processes take long to start where others compute."""
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,19 +32,6 @@ SPEC = Spec(
     ArraySpec((2,)),
     50.0,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def domain():
-    """A domain of our own on this machine only, inherited by child processes."""
-    saved = dict(os.environ)
-    number = free_domain()
-    for name in ("ROS_AUTOMATIC_DISCOVERY_RANGE", "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
-        os.environ.pop(name, None)
-    prepare_environment(number)
-    yield number
-    os.environ.clear()
-    os.environ.update(saved)
 
 
 @pytest.fixture
@@ -417,7 +403,7 @@ def test_operator_process_enables_and_stops_the_robot(children, tmp_path):
         watcher.close()
 
 
-def test_policy_for_another_robot_is_refused_by_name(tmp_path, domain):
+def test_policy_for_another_robot_is_refused_by_name(tmp_path, ros_domain):
     from hardware.robots.fake import FakeRobot
     from hardware.ros.processes import RosDeployment, run_ros_deployment
     from robot_rl.policies.checkpoint import save_policy
@@ -432,7 +418,7 @@ def test_policy_for_another_robot_is_refused_by_name(tmp_path, domain):
         executor_options={"realtime_priority": 0},
         seconds=20.0,
         log_directory=tmp_path / "logs",
-        domain_id=domain,
+        domain_id=ros_domain,
     )
     with pytest.raises(
         HardwareError, match=r"(?s)policy process .* exit code 1.*does not fit the robot.*\(3,\).*\(4,\)"

@@ -14,28 +14,15 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed: pip install 'robot-
 from hardware.arbiter import Mode
 from hardware.executor import Executor, ExecutorConfig
 from hardware.robots.fake import FakeRobot
-from hardware.ros.context import free_domain, prepare_environment
+from hardware.ros.context import free_domain
 from hardware.ros.endpoint import Endpoint
 from hardware.ros.link import RosExecutorLink, RosOperatorLink
 from robot_rl.core.teleop import OperatorEvent, OperatorInput
 
-pytestmark = [pytest.mark.ros, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.ros, pytest.mark.timeout(120), pytest.mark.usefixtures("ros_domain")]
 PATIENCE = 60.0
 ROOT = Path(__file__).resolve().parents[2]
 ROBOT = FakeRobot(2, rate_hz=50.0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def domain():
-    """A domain of our own on this machine only."""
-    saved = dict(os.environ)
-    for name in ("ROS_AUTOMATIC_DISCOVERY_RANGE", "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
-        os.environ.pop(name, None)
-    number = free_domain()
-    prepare_environment(number)
-    yield number
-    os.environ.clear()
-    os.environ.update(saved)
 
 
 def wait_until(condition, what, seconds=PATIENCE):
@@ -82,7 +69,7 @@ def commander():
         process.communicate()
 
 
-def test_peers_outside_the_domain_cannot_command(commander, domain):
+def test_peers_outside_the_domain_cannot_command(commander, ros_domain):
     """The same process is heard at once in our domain, and never in the next one: the silence is no accident."""
     link = RosExecutorLink(ROBOT.spec)
     try:
@@ -91,14 +78,15 @@ def test_peers_outside_the_domain_cannot_command(commander, domain):
         assert stranger.poll() is None
         assert (link.poll_chunk(), link.poll_operator(), link.poll_estop()) == (None, None, False)
         assert link.endpoint.node.count_publishers("chunk") == 0
-        commander(domain)
-        wait_until(lambda: link.poll_estop() and link.poll_chunk() is not None, "the command of a peer inside")
-        assert link.poll_operator() is not None
+        commander(ros_domain)
+        wait_until(link.poll_estop, "the emergency stop of a peer inside")
+        wait_until(lambda: link.poll_chunk() is not None, "the chunk of a peer inside")
+        wait_until(lambda: link.poll_operator() is not None, "the operator's input of a peer inside")
     finally:
         link.close()
 
 
-def test_nothing_outside_this_machine_can_send_to_our_processes(domain):
+def test_nothing_outside_this_machine_can_send_to_our_processes():
     """Every socket is bound to the loopback address, but for the multicast group in which peers announce themselves."""
     before = own_udp_sockets()
     endpoint = Endpoint("listener")
