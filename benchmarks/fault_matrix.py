@@ -64,7 +64,7 @@ OUTCOMES: dict[tuple[str, str], set[str]] = {
     **{("camera", fault): {"camera_stale"} for fault in FAULTS if fault not in ("nan", "drop")},
     ("state", "nan"): {"observation_not_finite"},
     ("state", "jump"): {"tracking_error"},
-    ("state", "freeze"): {"state_stale"},
+    ("state", "freeze"): {"state_stale", "camera_stale"},  # a base's laser freezes with it, and was older already
     ("state", "delay"): {"state_stale"},
     ("state", "disconnect"): {"robot_fault"},
     **{("operator", fault): {"operator_lost"} for fault in FAULTS if fault not in ("jump", "drop")},

@@ -27,6 +27,8 @@ JOINT_SPEED = 2.0
 """Speed of the arm's joints in rad/s."""
 ACCELERATION = 2.0
 """How fast the base changes its speed, in m/s^2 and rad/s^2."""
+SCAN_EVERY = 4
+"""Steps between two sweeps of the laser: 25 Hz."""
 TIMEOUT = 0.5
 """Age in seconds at which the base drops a command."""
 
@@ -114,7 +116,7 @@ class EmulatedBase:
         odometry.twist.twist.linear.x, odometry.twist.twist.angular.z = self.speed[0], self.speed[1]
         self._odometry(odometry)
         self._count += 1
-        if self._count % 10 == 0:
+        if self._count % SCAN_EVERY == 0:
             ranges = np.full(360, 2.0)
             ranges[90] = math.inf
             self._scan(LaserScan(range_min=0.1, range_max=10.0, ranges=ranges.tolist()))
