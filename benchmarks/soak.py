@@ -1,0 +1,237 @@
+"""What half an hour does to the full system: whether any of its processes gathers memory, threads, sockets or files.
+
+`robot-rl launch` starts what a user would: a simulated robot with its executor and a recording of everything executed,
+a policy, an operator who presses keys (the policy is enabled, taken over from, stopped and enabled again, over and
+over), a camera, a recorder of the topics and the browser console. Every few seconds each process is looked at in /proc.
+The slope is that of the last two thirds of the run, for what a process needs it has allocated by then.
+
+Run: ``make bench NAME=soak`` or ``python benchmarks/soak.py [--minutes 30]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from benchmarks.common import report
+from robot_rl.core.errors import RobotRLError
+
+TASK = "peg_insert"
+PERIOD, SETTLE = 5.0, 30.0
+"""Seconds between two looks, and before the first of them."""
+ROUND = "2 n, 10 w 1.0, 11.5 a 0.5, 13 b, 25 space, 27 r, 28 n"
+"""Keys of half a minute: enable, drive, hand back, stop, reset, enable."""
+ROUND_SECONDS = 30.0
+IMAGE, FRAMES = (480, 640, 3), 30
+TARGETS = {
+    "worst_memory_growth_mib_per_minute": ["<=", 0.5],
+    "worst_thread_growth": ["<=", 0],
+    "worst_socket_growth": ["<=", 0],
+    "worst_file_growth": ["<=", 0],
+    "shared_memory_files_left": ["<=", 0],
+    "processes_lost": ["<=", 0],
+}
+
+
+@dataclass
+class Looks:
+    """What one process held at each look."""
+
+    times: list[float] = field(default_factory=list)
+    memory: list[float] = field(default_factory=list)
+    """Resident, in MiB."""
+    threads: list[int] = field(default_factory=list)
+    sockets: list[int] = field(default_factory=list)
+    files: list[int] = field(default_factory=list)
+    """Open files and pipes."""
+
+    def look(self, number: int, now: float) -> bool:
+        """Look at a process; returns whether it still runs."""
+        process = Path("/proc") / str(number)
+        try:
+            opened = [_target(link) for link in (process / "fd").iterdir()]
+            pages = int((process / "statm").read_text().split()[1])
+            threads = len(list((process / "task").iterdir()))
+        except OSError:
+            return False
+        sockets = sum(name.startswith("socket:") for name in opened)
+        self.times.append(now)
+        self.memory.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
+        self.threads.append(threads)
+        self.sockets.append(sockets)
+        self.files.append(len(opened) - sockets)
+        return True
+
+    def figures(self) -> dict[str, float]:
+        """Return the slope of the memory over the last two thirds, and how much more of the rest there is at the end.
+
+        A recorder opens a file now and then, so that counts are compared by their smallest values in the second and in
+        the last third of the run.
+        """
+        third = len(self.times) // 3
+        times, memory = np.array(self.times[third:]) / 60, np.array(self.memory[third:])
+        found = {"memory_growth_mib_per_minute": float(np.polyfit(times - times[0], memory, 1)[0])}
+        for name in ("threads", "sockets", "files"):
+            counts = getattr(self, name)
+            found[f"{name[:-1]}_growth"] = min(counts[2 * third :]) - min(counts[third : 2 * third])
+        return found | {"memory_mib": self.memory[-1], "threads": self.threads[-1]}
+
+
+def _target(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:
+        return ""  # closed meanwhile
+
+
+def descendants(parent: int) -> dict[int, str]:
+    """Return the processes below ``parent`` with the names of their nodes."""
+    parents, names = {}, {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            number = int(process.name)
+            parents[number] = int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        node = [word.removeprefix("__node:=") for word in words if word.startswith("__node:=")]
+        names[number] = node[0] if node else Path(words[0]).name
+    below = {parent}
+    while more := {number for number, one in parents.items() if one in below} - below:
+        below |= more
+    return {number: names[number] for number in sorted(below)}
+
+
+def prepare(folder: Path, minutes: float) -> Path:
+    """Write a policy, a film for the camera, the operator's keys and a launch file; returns the last."""
+    import cv2
+    import torch
+
+    from robot_rl.core.registry import make_env
+    from robot_rl.policies.checkpoint import save_policy
+    from robot_rl.policies.chunked import ChunkedConfig, ChunkedPolicy
+
+    torch.manual_seed(0)
+    env = make_env(TASK, num_envs=1)
+    save_policy(ChunkedPolicy(env.spec, ChunkedConfig(width=256, depth=2)), folder / "policy")
+    env.close()
+    film = cv2.VideoWriter(str(folder / "film.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 30.0, IMAGE[1::-1])
+    random = np.random.default_rng(0)
+    for _ in range(FRAMES):
+        film.write(cv2.resize(random.integers(0, 255, (48, 64, 3), np.uint8), IMAGE[1::-1]))
+    film.release()
+    keys = [press.strip().split(" ", 1) for press in ROUND.split(",")]
+    rounds = range(int(60 * minutes / ROUND_SECONDS) + 4)
+    lines = [f"{ROUND_SECONDS * k + float(when):g} {key}" for k in rounds for when, key in keys]
+    (folder / "keys.txt").write_text("\n".join(lines) + "\n")
+
+    def node(executable: str, name: str, **parameters: Any) -> dict[str, Any]:
+        given = [{"name": key, "value": value} for key, value in parameters.items()]
+        common = {"pkg": "robot_rl", "exec": executable, "name": name, "namespace": "robot_rl", "output": "screen"}
+        return {"node": {**common, "param": given}}
+
+    arguments = {
+        "policy": folder / "policy",
+        "task": TASK,
+        "teleop": "script",
+        "teleop_options": f"['script={folder / 'keys.txt'}', 'autostart=true']",
+        "bag": folder / "bag",
+        "record": folder / "record",
+    }
+    hil = Path(__file__).resolve().parents[1] / "launch" / "hil.launch.yaml"
+    given = [{"name": name, "value": str(value)} for name, value in arguments.items()]
+    actions = [
+        {"include": {"file": str(hil), "arg": given}},
+        node("camera_node", "camera", camera_options=[f"source={folder / 'film.avi'}"]),
+        node("console_node", "console", port=8970),
+    ]
+    path = folder / "soak.launch.yaml"
+    path.write_text(yaml.safe_dump({"launch": actions}, sort_keys=False))
+    return path
+
+
+def watch(launched: subprocess.Popen[bytes], minutes: float) -> tuple[dict[int, str], dict[int, Looks], list[str]]:
+    """Look at the processes until the time is over; returns their names, the looks, and who ended before."""
+    time.sleep(SETTLE)
+    names, begun, lost = descendants(launched.pid), time.monotonic(), []
+    looks = {number: Looks() for number in names}
+    while (now := time.monotonic() - begun) < 60 * minutes:
+        ended = [number for number, one in looks.items() if not one.look(number, now)]
+        lost += [names[number] for number in ended]
+        looks = {number: one for number, one in looks.items() if number not in ended}
+        total = sum(one.memory[-1] for one in looks.values())
+        shown = f"{now / 60:5.1f}/{minutes:g} min: {len(looks)} processes, {total:.0f} MiB"
+        print(f"\r{shown}", end="" if sys.stdout.isatty() else "\n", flush=True)
+        if launched.poll() is not None:
+            raise RobotRLError(f"the system ended by itself with exit code {launched.returncode}")
+        time.sleep(PERIOD)
+    return names, looks, lost
+
+
+def main() -> None:
+    """Start the system, watch it, and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30.0, help="how long to watch")
+    options = parser.parse_args()
+    from hardware.ros.context import free_domain, prepare_environment
+    from hardware.ros.shared_memory import stale_files
+
+    prepare_environment(free_domain())
+    stale = len(stale_files())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        command = [str(Path(sys.executable).with_name("robot-rl")), "launch", str(prepare(folder, options.minutes))]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with (folder / "log").open("wb") as log:
+            launched = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        try:
+            names, looks, lost = watch(launched, options.minutes)
+        except BaseException:
+            print((folder / "log").read_text()[-3000:], file=sys.stderr)
+            raise
+        finally:
+            launched.send_signal(signal.SIGINT)
+            try:
+                launched.wait(60.0)
+            except subprocess.TimeoutExpired:
+                launched.kill()
+                raise
+        written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
+        text = (folder / "log").read_text()
+    found = {f"{names[number]} ({k})": one.figures() for k, (number, one) in enumerate(looks.items())}
+    worst = {
+        f"worst_{key}": max(one[key] for one in found.values())
+        for key in ("memory_growth_mib_per_minute", "thread_growth", "socket_growth", "file_growth")
+    }
+    report(
+        "soak",
+        seeds=[0],
+        budget={"minutes": options.minutes, "processes": len(found)},
+        metrics={
+            **worst,
+            "shared_memory_files_left": len(stale_files()) - stale,
+            "processes_lost": len(lost),
+            "exit_code": launched.returncode,
+            "written_mib": written,
+            "takeovers": text.count("-> human"),
+            "emergency_stops": text.count("-> stopped"),
+        },
+        peers=found,
+        targets=TARGETS,
+        notes=f"Slope of the resident memory over the last two thirds of the run, in the worst process. {lost}"[:400],
+    )
+
+
+if __name__ == "__main__":
+    main()
