@@ -156,6 +156,7 @@ class BestOfPolicy(nn.Module):
                 f"{self.horizon} actions"
             )
         self._heads = hasattr(base, "encode") and hasattr(base, "sample")
+        self._own_scale = getattr(getattr(base, "config", None), "start_scale", 1.0)
         if config.sample_steps and not hasattr(base, "head"):
             raise CapabilityError(f"sample_steps needs a base with a generative head, got {type(base).__name__}")
         self.editor = ChunkEditor(critic, config) if config.edits else None
@@ -192,7 +193,10 @@ class BestOfPolicy(nn.Module):
 
     @torch.no_grad()
     def draw(self, history: Observation, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Return ``count`` chunks (B, count, H, A) of the base per history (each (B, T, …)), in the spec's units."""
+        """Return ``count`` chunks (B, count, H, A) of the base per history (each (B, T, …)), in the spec's units.
+
+        The first is the base's own plan, from noise of its own scale; the others start from all of the prior.
+        """
         recent = {key: values[:, -self.base.obs_steps :] for key, values in history.items()}
         if not self._heads:
             chunks = self.base.plan({key: np.repeat(values, count, axis=0) for key, values in recent.items()})
@@ -200,6 +204,7 @@ class BestOfPolicy(nn.Module):
         cond = self.base.encode(self.tensors(recent)).repeat_interleave(count, dim=0)
         generator = generator or self._generator
         noise = torch.randn(len(cond), self.horizon, self.spec.action.size, generator=generator).to(cond.device)
+        noise[::count] *= self._own_scale
         with torch.autocast(cond.device.type, torch.bfloat16, enabled=self._bf16):
             if self.config.sample_steps:
                 sample = self.base.head.sample(cond, noise, self.config.sample_steps).actions

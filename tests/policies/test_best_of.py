@@ -95,6 +95,15 @@ def test_high_temperature_is_the_base_and_a_low_one_the_best():
     assert best < error(known(16, temperature=0.5)) < base
 
 
+def test_the_first_candidate_is_the_bases_own_plan():
+    """A base that plans from the middle of the prior is offered as it is, beside candidates that differ."""
+    base = NoiseBase()
+    base.config = ChunkedConfig(start_scale=0.0)
+    chunks = guide(base, NearGoal(SPEC, ChunkCriticConfig(steps=1, hidden=(8,))), BestOfConfig()).draw(history(5), 4)
+    assert not chunks[:, 0].any()
+    assert (chunks[:, 1:].flatten(1).std(1) > 0.5).all()
+
+
 def test_other_statistics_than_the_bases_change_nothing():
     one, other = known(16, scale=3.0), known(16, scale=0.7)
     np.testing.assert_array_equal(one.plan(history(20)), other.plan(history(20)))
