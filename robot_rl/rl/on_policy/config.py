@@ -25,10 +25,11 @@ class OnPolicyConfig:
     timeout: Literal["final", "current", "terminal", "mask"] = "final"
     """What follows a time limit: the value of the final observation; that of the last decision's own (rsl_rl);
     nothing, as if the task had ended; or the decision is left out (Brax)."""
-    loss: Literal["clip", "bpo"] = "clip"
-    """PPO's clipped ratio (arXiv 1707.06347), or bounded-ratio regression with a median critic (arXiv 2604.18578)."""
+    loss: Literal["clip", "aspo", "bpo"] = "clip"
+    """PPO's clipped ratio (arXiv 1707.06347); the same for good decisions and a trust region for bad ones (arXiv
+    2602.02481); or bounded-ratio regression with a median critic (arXiv 2604.18578)."""
     clip: float = 0.2
-    """Clip range of the ratio; for bpo the distance of its optimum from 1."""
+    """Clip range of the ratio; for aspo and bpo the distance of their optimum from 1."""
     bpo_temperature: float = 1e-3
     """Difference from the median, in units of the scaled return, below which bpo's optimum is soft."""
     normalize: Literal["rollout", "minibatch", "none"] = "rollout"

@@ -20,7 +20,13 @@ from robot_rl.rl.on_policy.anchor import Anchor
 from robot_rl.rl.on_policy.config import OnPolicyConfig
 from robot_rl.rl.on_policy.decisions import Batch, DecisionStore, RewardScale, Rollout, advantages
 from robot_rl.rl.on_policy.flat_adam import FlatAdam
-from robot_rl.rl.on_policy.ratios import OnPolicyActor, bounded_ratio_loss, clipped_surrogate, divergence
+from robot_rl.rl.on_policy.ratios import (
+    OnPolicyActor,
+    asymmetric_surrogate,
+    bounded_ratio_loss,
+    clipped_surrogate,
+    divergence,
+)
 from robot_rl.rl.session import SessionConfig, run_session
 from robot_rl.train import distributed
 from robot_rl.train.run import Run
@@ -203,7 +209,8 @@ class OnPolicyLearner:
             loss = bounded_ratio_loss(log_ratio, part.target - values, optimum, weight, clip)
         else:
             advantage = _standardized(part.advantage) if config.normalize == "minibatch" else part.advantage
-            loss = clipped_surrogate(log_ratio, advantage, weight, clip)
+            surrogate = asymmetric_surrogate if config.loss == "aspo" else clipped_surrogate
+            loss = surrogate(log_ratio, advantage, weight, clip)
         if config.entropy_weight:
             loss = loss - config.entropy_weight * actor.entropy(part.trace)
         if not self.anchor.weight:

@@ -151,6 +151,25 @@ class _ClippedSurrogate(torch.autograd.Function):
         return gradient * ctx.saved_tensors[0], None, None, None
 
 
+def asymmetric_surrogate(log_ratio: Tensor, advantage: Tensor, weight: Tensor, clip: Tensor) -> Tensor:
+    """Return the loss that clips good decisions as PPO does and holds bad ones in a trust region (arXiv 2602.02481).
+
+    For a negative advantage the gain is ``A r - |A| (r - 1)^2 / (2 clip)`` (SPO, arXiv 2401.16025), which is best at
+    ``1 - clip``: where PPO only stops pushing, this pulls back. That matters for ratios from flow-matching losses, for
+    nothing else bounds how much worse a flow can be made at explaining an action.
+
+    Args:
+        log_ratio: (B, M).
+        advantage: (B,) of the decision, the same for its inner indices.
+        weight: (M,) of the inner indices.
+        clip: (M,) of the inner indices.
+    """
+    advantage, ratio = advantage.unsqueeze(-1), log_ratio.exp()
+    good = torch.minimum(ratio, 1 + clip)
+    bad = ratio + (ratio - 1).square() / (2 * clip)
+    return -(weight * advantage * torch.where(advantage > 0, good, bad)).sum(-1).mean()
+
+
 def bounded_ratio_loss(log_ratio: Tensor, advantage: Tensor, optimum: Tensor, weight: Tensor, clip: Tensor) -> Tensor:
     """Return BPO's loss (arXiv 2604.18578): ``|A| |ratio - ratio*|`` with ``ratio* = 1 + clip * optimum``.
 
