@@ -136,25 +136,30 @@ def prepare(folder: Path, minutes: float) -> Path:
     lines = [f"{ROUND_SECONDS * k + float(when):g} {key}" for k in rounds for when, key in keys]
     (folder / "keys.txt").write_text("\n".join(lines) + "\n")
 
-    def node(executable: str, name: str, **parameters: Any) -> dict[str, Any]:
-        given = [{"name": key, "value": value} for key, value in parameters.items()]
-        common = {"pkg": "robot_rl", "exec": executable, "name": name, "namespace": "robot_rl", "output": "screen"}
-        return {"node": {**common, "param": given}}
-
     arguments = {
         "policy": folder / "policy",
         "task": TASK,
         "teleop": "script",
         "teleop_options": f"['script={folder / 'keys.txt'}', 'autostart=true']",
+        "console": "true",
+        "port": 8970,
         "bag": folder / "bag",
         "record": folder / "record",
     }
     hil = Path(__file__).resolve().parents[1] / "launch" / "hil.launch.yaml"
     given = [{"name": name, "value": str(value)} for name, value in arguments.items()]
+    camera = [{"name": "camera_options", "value": [f"source={folder / 'film.avi'}"]}]
     actions = [
         {"include": {"file": str(hil), "arg": given}},
-        node("camera_node", "camera", camera_options=[f"source={folder / 'film.avi'}"]),
-        node("console_node", "console", port=8970),
+        {
+            "node": {
+                "pkg": "robot_rl",
+                "exec": "camera_node",
+                "name": "camera",
+                "namespace": "robot_rl",
+                "param": camera,
+            }
+        },
     ]
     path = folder / "soak.launch.yaml"
     path.write_text(yaml.safe_dump({"launch": actions}, sort_keys=False))

@@ -19,7 +19,7 @@ from hardware.ros.parameters import settings_of
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 FILES = sorted(LAUNCH.glob("*.launch.yaml"))
-GIVEN = {"policy": "some/checkpoint", "out": "some/bag", "teleop": "script", "bag": "some/bag"}
+GIVEN = {"policy": "some/checkpoint", "out": "some/bag", "teleop": "script", "bag": "some/bag", "console": "true"}
 ROOT = LAUNCH.parent
 
 

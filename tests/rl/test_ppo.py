@@ -18,7 +18,13 @@ from robot_rl.rl.methods.ppo import GaussianActor, ObservationMoments, PPOConfig
 from robot_rl.rl.on_policy.anchor import Anchor, AnchorConfig
 from robot_rl.rl.on_policy.flat_adam import FlatAdam
 from robot_rl.rl.on_policy.learner import OnPolicyConfig, OnPolicyLearner
-from robot_rl.rl.on_policy.ratios import OnPolicyActor, bounded_ratio_loss, clipped_surrogate, gaussian_log_prob
+from robot_rl.rl.on_policy.ratios import (
+    OnPolicyActor,
+    asymmetric_surrogate,
+    bounded_ratio_loss,
+    clipped_surrogate,
+    gaussian_log_prob,
+)
 from robot_rl.rl.session import SessionConfig
 from robot_rl.train.run import Run, read_metrics
 
@@ -328,6 +334,32 @@ def test_bounded_ratio_has_the_slope_of_ppo_inside_and_pulls_back_from_outside()
     assert torch.equal(pull.sign(), advantage.sign())  # descent lowers the log-ratio where the advantage is positive
     ties = slopes(bounded_ratio_loss, [1.1, 0.9, 1.1, 0.9], torch.zeros(4))
     assert torch.equal(ties.sign(), torch.tensor([1.0, -1.0, 1.0, -1.0]))  # actions at the median go back to 1
+
+
+def test_asymmetric_surrogate_clips_good_decisions_and_holds_bad_ones():
+    advantage, weight, clip = torch.tensor([1.0, 1.0, -1.0, -1.0, -1.0]), torch.ones(1), torch.tensor([0.2])
+
+    def slopes(loss, ratios):
+        ratio = torch.tensor(ratios)[:, None].requires_grad_(True)
+        loss(ratio.log(), advantage, weight, clip).backward()
+        return ratio.grad[:, 0]
+
+    start = [1.0] * 5
+    torch.testing.assert_close(slopes(asymmetric_surrogate, start), slopes(clipped_surrogate, start))
+    pull = slopes(asymmetric_surrogate, [1.1, 1.3, 0.9, 0.8, 0.6])
+    assert pull[0] < 0 == pull[1], "a good decision is pushed up to the clip, and no further"
+    assert pull[2] > 0, "a bad one is pushed down"
+    assert pull[3].abs() < 1e-6, "to where the trust region has its best"
+    assert pull[4] < 0, "and pulled back from beyond"
+
+
+def test_asymmetric_policy_learns():
+    core = replace(CORE, loss="aspo", actor_learning_rate=1e-2, discount=0.5, schedule="linear")
+    learner = ppo(Parabola(64), core, log_std=-1.0)
+    for i in range(40):
+        learner.iterate(i / 40)
+    action = learner.policy.plan({"state": np.zeros((1, 1, 1), np.float32)}).item()
+    assert action == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize(("size", "share"), [(1.0, 0.242), (10.0, 0.07)])
