@@ -19,7 +19,6 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -148,18 +147,11 @@ def prepare(folder: Path, minutes: float) -> Path:
     }
     hil = Path(__file__).resolve().parents[1] / "launch" / "hil.launch.yaml"
     given = [{"name": name, "value": str(value)} for name, value in arguments.items()]
+    common = {"pkg": "robot_rl", "namespace": "robot_rl"}
     camera = [{"name": "camera_options", "value": [f"source={folder / 'film.avi'}"]}]
     actions = [
         {"include": {"file": str(hil), "arg": given}},
-        {
-            "node": {
-                "pkg": "robot_rl",
-                "exec": "camera_node",
-                "name": "camera",
-                "namespace": "robot_rl",
-                "param": camera,
-            }
-        },
+        {"node": {**common, "exec": "camera_node", "name": "camera", "param": camera}},
     ]
     path = folder / "soak.launch.yaml"
     path.write_text(yaml.safe_dump({"launch": actions}, sort_keys=False))
