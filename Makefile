@@ -52,7 +52,7 @@ format: setup  ## Format and mend what can be mended.
 
 bench: setup  ## One benchmark: make bench NAME=train_step.
 	@[[ -f "benchmarks/$(NAME).py" ]] || {
-	    echo "make bench NAME=<$$(ls benchmarks | sed -n 's/\.py$$//p' | grep -vE '^(common|table|picture)$$' | paste -sd '|')>" >&2; exit 2; }
+	    echo "make bench NAME=<$$(ls benchmarks | sed -n 's/\.py$$//p' | grep -vE '^(common|table|picture|fault_parts)$$' | paste -sd '|')>" >&2; exit 2; }
 	$(BIN)/python -c 'import envpool, stable_baselines3' 2> /dev/null || $(PIP) -e '.[bench]' $(QUIETLY) || \
 	    echo "Some peers could not be installed; a benchmark that needs them says so." >&2
 	$(BIN)/python -m benchmarks.$(NAME) $(ARGS)
