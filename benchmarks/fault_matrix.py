@@ -55,7 +55,8 @@ TARGETS = {
     "worst_reaction_ticks_to_bad_commands": ["<=", 1],
     "worst_excursion": ["<=", 0.0],
 }
-LATE, LOST = {"command_stale", "policy_starved"}, {"robot_fault", "state_stale"}
+LATE = {"command_stale", "policy_starved"}
+LOST = {"robot_fault", "state_stale", "camera_stale"}  # a base's laser is lost with it
 LIMITED = {"position_limited", "velocity_limited", "acceleration_limited"}
 OUTCOMES: dict[tuple[str, str], set[str]] = {
     **{("policy", fault): LATE for fault in ("kill", "stop", "hang", "freeze", "delay", "disconnect")},
@@ -65,7 +66,7 @@ OUTCOMES: dict[tuple[str, str], set[str]] = {
     ("state", "nan"): {"observation_not_finite"},
     ("state", "jump"): {"tracking_error"},
     ("state", "freeze"): {"state_stale", "camera_stale"},  # a base's laser freezes with it, and was older already
-    ("state", "delay"): {"state_stale"},
+    ("state", "delay"): {"state_stale", "command_stale"},  # what is planned from a late state is as late
     ("state", "disconnect"): {"robot_fault"},
     **{("operator", fault): {"operator_lost"} for fault in FAULTS if fault not in ("jump", "drop")},
     **{("far_end", fault): LOST for fault in ("kill", "stop", "hang", "delay", "disconnect")},
@@ -461,8 +462,8 @@ def work(cells: list[str], output: Path) -> None:
             file.flush()
 
 
-def spread(cells: list[str], jobs: int) -> list[Outcome]:
-    """Run the cells in ``jobs`` processes and return what came of them."""
+def spread(cells: list[str], jobs: int, domains: list[int]) -> list[Outcome]:
+    """Run the cells in ``jobs`` processes, each in a ROS domain of its own, and return what came of them."""
     with tempfile.TemporaryDirectory() as folder:
         running = []
         for k in range(min(jobs, len(cells))):
@@ -470,6 +471,8 @@ def spread(cells: list[str], jobs: int) -> list[Outcome]:
             own = [sys.executable, str(Path(__file__).resolve())]
             command = [*own, "--output", str(output), "--cells", *cells[k::jobs]]
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            if domains:
+                environment["ROS_DOMAIN_ID"] = str(domains[k])
             running.append((subprocess.Popen(command, env=environment), output))
         found = []
         for process, output in running:
@@ -515,18 +518,21 @@ def main() -> None:
     parser.add_argument("--cells", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if any(name.startswith("ros") for name in arguments.drivers):
-        from hardware.ros.context import free_domain, prepare_environment
-
-        prepare_environment(free_domain() if arguments.cells is None else None)
     if arguments.cells is not None:
         work(arguments.cells, arguments.output)
         return
     from benchmarks.common import report
 
+    domains: list[int] = []
+    if any(name.startswith("ros") for name in arguments.drivers):
+        from hardware.ros.context import free_domain, prepare_environment
+
+        prepare_environment()
+        while len(domains) < arguments.jobs:
+            domains = list({*domains, free_domain()})
     cells = [f"{d}:{p}:{f}" for d in arguments.drivers for p in arguments.places for f in arguments.faults]
     start = time.monotonic()
-    outcomes = spread(cells, arguments.jobs)
+    outcomes = spread(cells, arguments.jobs, domains)
     tables: dict[str, Any] = {}
     for one in sorted(outcomes, key=lambda one: cells.index(f"{one.driver}:{one.place}:{one.fault}")):
         tables.setdefault(one.driver, {})[f"{one.place} {one.fault}"] = told(one)

@@ -145,10 +145,10 @@ def compare(recorded: dict[str, list[int]], published: dict[str, list[int]]) -> 
         stamps = recorded.get(topic, [])
         if not stamps:
             raise SystemExit(f"nothing was recorded of {topic}")
-        known = set(stamps)
+        known, first, last = set(stamps), min(stamps), max(stamps)
         total += len(stamps)
         twice += len(stamps) - len(known)
-        lost += sum(min(stamps) <= one <= max(stamps) and one not in known for one in times)
+        lost += sum(first <= one <= last and one not in known for one in times)
     return {"recorded": total, "lost": lost, "twice": twice}
 
 
