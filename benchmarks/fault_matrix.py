@@ -89,7 +89,7 @@ SETTINGS = ExecutorConfig(
     status_rate_hz=2.0,
 )
 """Ages that leave a tick of 10 ms before the 100 ms are over."""
-SETTLE, WATCHED, PATIENCE = 0.25, 0.7, 15.0
+SETTLE, WATCHED, BRAKING, PATIENCE = 0.25, 0.7, 0.5, 15.0
 REASONS = set(flag_names(HOLDING_FAULTS | STOPPING_FAULTS)) | {"no_plan"}
 
 
@@ -285,6 +285,7 @@ class Cell:
             with self.log:
                 self._break()
                 time.sleep(WATCHED)
+                self._let_it_brake()
             self._judge(begun, changes, counts)
         finally:
             stop.set()
@@ -367,12 +368,20 @@ class Cell:
         else:
             self.parts[0].fail(fault)
 
+    def _let_it_brake(self) -> None:
+        """Wait while nobody drives and it moves: what stops and goes may just have been stopped again."""
+        deadline = time.monotonic() + BRAKING
+        while self.executor.arbiter.writer == "none" and self.executor.safety.moving and time.monotonic() < deadline:
+            time.sleep(0.01)
+
     def _judge(self, begun: float, changes: int, counts: dict[str, int]) -> None:
         """Fill in what came of it."""
         outcome, executor, watch = self.outcome, self.executor, self.watch
         place, fault = outcome.place, outcome.fault
         wanted = OUTCOMES.get((place, fault))
         stopped = next((one for one in executor.arbiter.changes[changes:] if one[1] in (Mode.HOLD, Mode.STOPPED)), None)
+        if stopped is not None and stopped[0] < begun:
+            raise NotReadyError(f"{outcome}: stopped by {stopped[2]} just before the fault")
         bad = (place, fault) in (("policy", "nan"), ("policy", "jump"))
         if bad and (self.bad_at is None or (stopped is not None and stopped[0] < self.bad_at)):
             raise NotReadyError(f"{outcome}: the bad command never came")
