@@ -71,6 +71,15 @@ def hold_until(page, stage, condition, what):
     page.mouse.up()
 
 
+def key_until(page, condition, what):
+    """Keep the drive key down, repeated as a keyboard does, until ``condition``; it stays down."""
+    deadline = time.monotonic() + 40.0
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen"
+        page.keyboard.down("t")
+        time.sleep(0.03)
+
+
 def shows(page, text):
     page.get_by_text(text).first.wait_for()
 
@@ -197,15 +206,11 @@ def test_dragging_the_end_effector_sets_the_target(page, stage):
 def test_a_key_that_is_kept_down_drives_to_the_target(page, stage):
     stage.drive()
     page.locator("canvas").first.focus()
-    page.keyboard.down("t")
-    wait_until(lambda: stage.mode is Mode.HUMAN, "the takeover")
+    key_until(page, lambda: stage.mode is Mode.HUMAN, "the takeover")
     here = stage.executor.safety.command.copy()
     tab = stage.console.desk.holder
     assert stage.console.desk.place(tab, here + np.array([0.0, 0.2, 0.0])) == ""
-    deadline = time.monotonic() + 30.0
-    while abs(stage.executor.safety.command[1] - here[1] - 0.2) > 0.005 and time.monotonic() < deadline:
-        page.keyboard.down("t")  # what a keyboard does while a key is down
-        time.sleep(0.03)
+    key_until(page, lambda: abs(stage.executor.safety.command[1] - here[1] - 0.2) <= 0.005, "the way there")
     page.keyboard.up("t")
     np.testing.assert_allclose(stage.executor.safety.command - here, [0.0, 0.2, 0.0], atol=0.01)
     wait_until(lambda: stage.mode is Mode.HOLD, "the hold")
@@ -214,8 +219,7 @@ def test_a_key_that_is_kept_down_drives_to_the_target(page, stage):
 def test_the_keyboard_drives_and_stops(page, stage):
     stage.drive()
     page.locator("canvas").first.focus()
-    page.keyboard.down("t")
-    wait_until(lambda: stage.mode is Mode.HUMAN, "the takeover")
+    key_until(page, lambda: stage.mode is Mode.HUMAN, "the takeover")
     page.keyboard.up("t")
     page.keyboard.press("Space")
     wait_until(lambda: stage.mode is Mode.STOPPED, "the stop")

@@ -69,6 +69,10 @@ class Manager:
             "get_state": GetState,
         }
         self.clients = {one: endpoint.node.create_client(kind, f"{name}/{one}") for one, kind in kinds.items()}
+        self.met = False
+
+    def _meet(self):
+        """Wait for the services, once; a node that ends by itself has none to wait for."""
         for one, client in self.clients.items():
             assert client.wait_for_service(PATIENCE), f"there is no service {one}"
         # A node may see a service before the service sees it, and then no answer comes. Peers learn of our clients in
@@ -79,8 +83,11 @@ class Manager:
             assert time.monotonic() < deadline, "no answer"
             time.sleep(0.5)
             answer = answer if answer.done() else self.clients["get_state"].call_async(GetState.Request())
+        self.met = True
 
     def call(self, service, request):
+        if not self.met:
+            self._meet()
         answer = self.clients[service].call_async(request)
         wait_until(answer.done, f"an answer of {service}")
         return answer.result()
