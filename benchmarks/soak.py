@@ -226,7 +226,8 @@ def main() -> None:
         },
         peers=found,
         targets=TARGETS,
-        notes=f"Slope of the resident memory over the last two thirds of the run, in the worst process. {lost}"[:400],
+        notes="Slope of the resident memory over the last two thirds of the run, in the worst process. "
+        f"Ended before their time: {', '.join(lost) or 'none'}.",
     )
 
 
