@@ -323,7 +323,7 @@ def latencies(executor: dict[str, Any], policy: dict[str, Any], rate: float) -> 
             seq not in served
             or len(served[seq]) < 2
             or seq not in times["stamps"]
-            or not deadlines[0] < polled < commanded[-1]
+            or not max(deadlines[0], commanded[0]) < polled < commanded[-1]  # of a long run the newest are known
         ):
             continue
         read, sent = served[seq]
