@@ -114,7 +114,7 @@ def test_stop_acts_on_the_press_and_reset_alone_moves_nothing(page, stage):
 
 
 def test_holding_takes_over_another_tab_sees_who_and_releasing_holds(browser, page, stage):
-    for _ in range(5):  # a machine that stalls the browser for 200 ms ends the takeover, and rightly
+    for _ in range(12):  # a machine that stalls the browser for 200 ms ends the takeover, and rightly
         stage.drive()
         press(page, "HOLD TO DRIVE")
         wait_until(lambda: stage.mode is Mode.HUMAN, "the takeover")

@@ -239,7 +239,7 @@ def test_a_managed_node_that_fails_may_be_asked_again(caplog):
         log.fails = "configure"
         assert not manager.change(T.TRANSITION_CONFIGURE)
         assert manager.state() == State.PRIMARY_STATE_UNCONFIGURED
-        assert "no configure" in caplog.text
+        wait_until(lambda: "no configure" in caplog.text, "the reason in the log")
         log.fails = "start"
         assert manager.change(T.TRANSITION_CONFIGURE)
         assert not manager.change(T.TRANSITION_ACTIVATE)
