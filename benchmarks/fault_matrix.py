@@ -66,7 +66,7 @@ OUTCOMES: dict[tuple[str, str], set[str]] = {
     ("state", "nan"): {"observation_not_finite"},
     ("state", "jump"): {"tracking_error"},
     ("state", "freeze"): {"state_stale", "camera_stale"},  # a base's laser freezes with it, and was older already
-    ("state", "delay"): {"state_stale", "command_stale"},  # what is planned from a late state is as late
+    ("state", "delay"): {"state_stale"},
     ("state", "disconnect"): {"robot_fault"},
     **{("operator", fault): {"operator_lost"} for fault in FAULTS if fault not in ("jump", "drop")},
     **{("far_end", fault): LOST for fault in ("kill", "stop", "hang", "delay", "disconnect")},

@@ -32,7 +32,7 @@ from hardware.playback import Playback
 from hardware.port import RobotPort
 from hardware.recorder import Recorder
 from hardware.safety.chain import SafetyChain, Situation, Verdict
-from hardware.safety.flags import HOLDING_FAULTS, STOPPING_FAULTS, SafetyFlag, flag_names
+from hardware.safety.flags import HOLDING_FAULTS, STOPPING_FAULTS, SafetyFlag, cause_of
 from hardware.safety.protection import Protection
 from hardware.settings import ExecutorConfig, rate_elements, stop_kind, ticks_per_step, tolerances
 from hardware.statistics import Durations
@@ -357,10 +357,10 @@ class Executor:
         if extra:
             self.safety.note(extra, now)
         if flags & STOPPING_FAULTS and self.arbiter.mode is not Mode.STOPPED:
-            self.arbiter.stop(now, flag_names(flags & STOPPING_FAULTS)[0])
+            self.arbiter.stop(now, cause_of(flags & STOPPING_FAULTS))
         elif flags & HOLDING_FAULTS:
             resumable = not flags & HOLDING_FAULTS & ~SafetyFlag.POLICY_STARVED
-            self.arbiter.hold(now, flag_names(flags & HOLDING_FAULTS)[0], resumable)
+            self.arbiter.hold(now, cause_of(flags & HOLDING_FAULTS), resumable)
         self._cut_power()
 
     def _cut_power(self) -> None:

@@ -97,3 +97,14 @@ def flag_names(flags: int) -> list[str]:
     """Return the lower-case names of the bits in ``flags``, lowest first."""
     flags = int(flags)  # plain integers: the control loop calls this on every intervention
     return [name for bit, name in _NAMES if flags & bit]
+
+
+_SENSED = int(SafetyFlag.STATE_STALE | SafetyFlag.CAMERA_STALE | SafetyFlag.OBSERVATION_NOT_FINITE)
+
+
+def cause_of(flags: int) -> str:
+    """Return the name of the bit in ``flags`` that explains the others: the lowest of what was measured, else of all.
+
+    What is planned from a late measurement is as late, and is not to blame for it.
+    """
+    return flag_names(flags & _SENSED or flags)[0]

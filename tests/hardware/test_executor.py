@@ -7,7 +7,7 @@ from deployment_rig import Rig, WanderingPolicy
 from hardware.arbiter import REASONS
 from hardware.executor import ExecutorConfig, ticks_per_step
 from hardware.robots.fake import FakeRobot
-from hardware.safety.flags import HOLDING_FAULTS, STOPPING_FAULTS, flag_names
+from hardware.safety.flags import HOLDING_FAULTS, STOPPING_FAULTS, SafetyFlag, flag_names
 from robot_rl.core.errors import ConfigError
 from robot_rl.core.policy import ActionChunk
 from robot_rl.core.robot import Limits, StopKind
@@ -115,6 +115,13 @@ def test_a_frozen_camera_clock_stops_within_one_tick_of_its_limit(caplog):
     assert rig.reason == "camera_stale"
     assert "camera_stale" in caplog.text
     assert not rig.moved(30)[-1]
+
+
+def test_a_late_state_is_to_blame_and_not_the_command_planned_from_it():
+    rig = Rig().start()
+    rig.tick(count=7)
+    rig.executor._judge(SafetyFlag.COMMAND_STALE | SafetyFlag.STATE_STALE, rig.clock.now)
+    assert (rig.mode, rig.reason) == ("hold", "state_stale")
 
 
 @pytest.mark.parametrize(
