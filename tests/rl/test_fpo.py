@@ -163,6 +163,52 @@ def test_one_ratio_per_pair_has_the_same_first_gradient(reach_env):
     assert gradients[True].norm() > 1e-3
 
 
+class GaussianFlow(torch.nn.Module):
+    """The velocity whose samples are N(mean, spread^2), whatever the condition."""
+
+    def __init__(self, spread):
+        super().__init__()
+        self.mean, self.spread = torch.nn.Parameter(torch.zeros(())), spread
+
+    def forward(self, x, time, cond):
+        t = time.view(-1, 1, 1)
+        variance = t**2 + ((1 - t) * self.spread) ** 2
+        return (t - (1 - t) * self.spread**2) / variance * (x - (1 - t) * self.mean) - self.mean
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.3, 0.1])
+def test_relative_ratio_of_a_gaussian_flow_is_the_ratio_of_densities(two_modes, spread):
+    policy = flow_from_scratch(two_modes().spec, ScratchConfig(sample_steps=200))
+    policy.head.backbone = GaussianFlow(spread)
+    actor = FPOActor(policy, 4000, config=FPOConfig(samples=50, relative=True))
+    rows = {"cond": torch.zeros(4000, 1)}
+    with torch.no_grad():
+        chunk, trace = actor.decide(rows["cond"])
+        assert chunk.std().item() == pytest.approx(spread, rel=0.05)
+        before = actor.score(trace | rows)
+        policy.head.backbone.mean += spread / 2
+        gap = actor.score(trace | rows) - before
+    # log N(a; m + d, s) - log N(a; m, s) = d (a - m) / s^2 - d^2 / (2 s^2): here of mean -1 / 8 and deviation 1 / 2.
+    assert gap.mean().item() == pytest.approx(-1 / 8, abs=0.03)
+    assert np.cov(gap.flatten(), chunk.flatten())[0, 1] / spread == pytest.approx(0.5, rel=0.1)
+
+
+def test_mean_loss_that_others_are_relative_to_moves_between_iterations_only(tmp_path, reach_env):
+    env = reach_env(8)
+    policy = flow_from_scratch(env.spec, ScratchConfig(width=16))
+    actor = FPOActor(policy, 8, config=FPOConfig(relative=True))
+    learner = OnPolicyLearner(actor, env, CORE)
+    rollout = learner.collect()
+    first = rollout.rows(rollout.valid)["reference"].unique()
+    assert len(first) == 1 and first.item() == pytest.approx(2, rel=0.3)  # of samples from N(0, 1), by no velocity
+    metrics = learner.update(rollout, 0.0)  # asserts that the ratio starts at 1
+    rollout = learner.collect()
+    assert rollout.rows(rollout.valid)["reference"].unique().item() == pytest.approx(metrics["flow_loss"])
+    resumed = FPOActor(policy, 8, config=FPOConfig(relative=True))
+    resumed.restore(actor.state())
+    assert resumed.state()["reference"] == actor.state()["reference"] != first
+
+
 def test_what_is_not_executed_does_not_count(reach_env):
     actor, trace = played(reach_env)
     torch.nn.init.zeros_(actor.policy.head.backbone.net[-1].weight)  # so that outputs do not depend on the chunk

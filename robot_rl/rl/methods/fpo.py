@@ -23,6 +23,7 @@ from robot_rl.rl.on_policy.chunk_actor import ChunkActor
 from robot_rl.rl.on_policy.learner import OnPolicyConfig, run_on_policy
 from robot_rl.rl.on_policy.ratios import Trace
 from robot_rl.rl.session import SessionConfig
+from robot_rl.train import distributed
 from robot_rl.train.run import Run
 
 
@@ -56,6 +57,12 @@ class FPOConfig:
     """Error of the velocity, or of the noise that it implies, which counts pairs near the noise less."""
     reduction: Literal["mean", "sum"] = "mean"
     """Over the executed steps of a chunk; always the mean over a step's action."""
+    relative: bool = False
+    """Count losses relative to the policy's own mean loss, so that a clip range bounds a step by the policy's spread.
+
+    The loss of a flow that samples with spread s is about s, and a shift d of its mean adds about d^2 / s, so that
+    absolute ratios allow the same shift at every spread: ever more of them, in a policy that becomes sure.
+    """
     policy: ScratchConfig = field(default_factory=ScratchConfig)
     """The policy from scratch."""
     core: OnPolicyConfig = field(default_factory=_core)
@@ -107,6 +114,8 @@ class FPOActor(ChunkActor):
         executed = torch.arange(policy.horizon) < policy.execute_steps
         self._mask = None if executed.all() else executed
         self._scale = float(policy.execute_steps) if self.config.reduction == "sum" else 1.0
+        self._reference: float | None = None if self.config.relative else 1.0
+        """Mean loss that others are relative to; it moves between iterations and is stored with each decision."""
 
     def act(self, observation: Observation) -> np.ndarray:
         """Return exploring actions (N, A) in the units of the spec and set `trace`."""
@@ -121,18 +130,25 @@ class FPOActor(ChunkActor):
         chunk = self.policy.sample(cond, noise)
         eps = torch.randn(len(cond), samples, *shape, generator=self.generator).to(cond.device)
         time = torch.rand(len(cond), samples, generator=self.generator).to(cond.device)
-        return chunk, {"chunk": chunk, "eps": eps, "time": time}
+        trace = {"chunk": chunk, "eps": eps, "time": time}
+        if self._reference is None:
+            self._reference = self._loss(trace | {"cond": cond}).mean().item()
+        return chunk, trace | {"reference": torch.full((len(cond), 1), self._reference, device=cond.device)}
 
     def score(self, trace: Trace) -> Tensor:
         """Return minus the loss of stored chunks at their stored pairs, (B, 1) or one per pair (B, N)."""
+        score = -self._loss(trace) / trace["reference"]
+        return score.mean(1, keepdim=True) if self.config.average_first else score
+
+    def _loss(self, trace: Trace) -> Tensor:
+        """Return the flow-matching loss (B, N) of stored chunks at each of their pairs."""
         chunk, eps, time, cond = self._pairs(trace)
         mask = None if self._mask is None else self._mask.to(cond.device).expand(len(cond), -1)
         loss = self._scale * self.head.loss_at(chunk, cond, eps, time, mask)
         if self.config.loss == "noise":
             # The noise implied at x_t is x_t + (1 - t) v, so that its error is (1 - t) times that of v.
             loss = (1 - time).square() * loss
-        score = -loss.view(-1, self.config.samples)
-        return score.mean(1, keepdim=True) if self.config.average_first else score
+        return loss.view(-1, self.config.samples)
 
     def inner_weight(self) -> Tensor:
         """Return equal weights of the pairs, which add up to one."""
@@ -164,17 +180,24 @@ class FPOActor(ChunkActor):
         return list(self.head.parameters())
 
     def end_iteration(self, trace: Trace, fraction: float) -> dict[str, float]:
-        """Let the observation statistics catch up; inside an iteration that would falsify the ratios."""
+        """Let statistics and the mean loss catch up; inside an iteration that would falsify the ratios."""
         if self.moments is not None:
             self.moments.write(self.policy.normalizer)
-        return {}
+        with torch.no_grad():
+            loss = distributed.mean(self._loss(trace).mean().item())
+        if self.config.relative:
+            self._reference = loss
+        return {"flow_loss": loss}
 
     def state(self) -> dict[str, Tensor]:
-        """Return the observation statistics."""
-        return {} if self.moments is None else self.moments.state()
+        """Return the observation statistics and the mean loss."""
+        state = {} if self.moments is None else self.moments.state()
+        return state if self._reference is None else state | {"reference": torch.tensor(self._reference)}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Continue from `state`."""
+        if "reference" in tensors:
+            self._reference = tensors["reference"].item()
         if self.moments is not None:
             self.moments.restore(tensors)
             self.moments.write(self.policy.normalizer)
