@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import report
-from hardware.arbiter import DRIVEN, Mode
 from hardware.console.feed import ExecutorFeed
 from hardware.console.server import Console, ConsoleConfig
-from hardware.executor import Executor, ExecutorConfig
+from hardware.control.arbiter import DRIVEN, Mode
+from hardware.control.executor import Executor, ExecutorConfig
 from hardware.policy_process import PolicyServer
 from hardware.robots.fake import FakeRobot
 from hardware.transport import InProcessTransport

@@ -1,11 +1,11 @@
 """How punctual the executor is beside policy inference, and how long an observation takes to become a command.
 
-Two processes over ROS 2 on this machine: the executor of `hardware.executor` at 100 Hz with its default settings and
-the safety chain on, and a policy of 4 M parameters that plans at each of its 20 steps per second on one thread (traced,
-see `hardware.policy_process.trace_network`). In turn with it, so that whatever else runs on the machine disturbs all
-alike: the same without the real-time priority that the default asks for, and the same tick called by an rclpy timer in
-the thread that also serves the subscriptions, which is how a ROS 2 node is usually written. Two more run beside three
-cameras, whose images arrive in the executor's process: at 100 and at 500 Hz.
+Two processes over ROS 2 on this machine: the executor of `hardware.control.executor` at 100 Hz with its default
+settings and the safety chain on, and a policy of 4 M parameters that plans at each of its 20 steps per second on one
+thread (traced, see `hardware.policy_process.trace_network`). In turn with it, so that whatever else runs on the machine
+disturbs all alike: the same without the real-time priority that the default asks for, and the same tick called by an
+rclpy timer in the thread that also serves the subscriptions, which is how a ROS 2 node is usually written. Two more run
+beside three cameras, whose images arrive in the executor's process: at 100 and at 500 Hz.
 
 Run: ``make bench NAME=control_loop`` or ``python benchmarks/control_loop.py [--seconds 60] [--rounds 3] [--extras]``.
 Ten minutes, for what memory does: ``--seconds 600 --rounds 1 --kinds cameras fast_cameras --name control_loop_long``.
@@ -139,12 +139,12 @@ def executor_role(output: Path, stop: threading.Event, seconds: float, kind: str
 
     ``kind`` is one of `KINDS`: ``rclpy_timer`` calls the tick from such a timer, the others run the executor's loop.
     """
-    from hardware.executor import Executor, ExecutorConfig
-    from hardware.realtime import release_realtime, request_realtime
+    from hardware.control.executor import Executor, ExecutorConfig
+    from hardware.control.realtime import release_realtime, request_realtime
+    from hardware.control.statistics import Durations
     from hardware.robots.fake import FakeRobot
     from hardware.ros import convert
     from hardware.ros.link import RosExecutorLink
-    from hardware.statistics import Durations
     from robot_rl.core.policy import ActionChunk
     from robot_rl.core.robot import StampedObservation
 
@@ -396,7 +396,7 @@ def main() -> None:
     parser.add_argument("--role", choices=("policy", "executor", "cameras"), help=argparse.SUPPRESS)
     parser.add_argument("--kind", choices=KINDS, default="normal", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    from hardware.realtime import prepare_process
+    from hardware.control.realtime import prepare_process
 
     stop = threading.Event()
     if arguments.role:

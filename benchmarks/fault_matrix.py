@@ -34,8 +34,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "tests" / "hardware"))
 
 from benchmarks.fault_parts import Part, PartCamera
-from hardware.arbiter import Mode
-from hardware.executor import Executor, ExecutorConfig
+from hardware.control.arbiter import Mode
+from hardware.control.executor import Executor, ExecutorConfig
 from hardware.robots.fake import FaultyRobot
 from hardware.safety.flags import HOLDING_FAULTS, STOPPING_FAULTS, flag_names
 from hardware.transport import InProcessTransport

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.common import report
 from benchmarks.pusht_human import stage
-from hardware.executor import ExecutorConfig
+from hardware.control.executor import ExecutorConfig
 from hardware.hil.config import HILConfig
 from hardware.hil.session import learn
 from hardware.hil.validation import run_alone

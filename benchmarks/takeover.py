@@ -32,9 +32,9 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "tests" / "hardware
 
 from benchmarks.common import report
 from benchmarks.fault_parts import swing_chunk
-from hardware.arbiter import Mode
-from hardware.executor import Executor, ExecutorConfig
-from hardware.realtime import prepare_process
+from hardware.control.arbiter import Mode
+from hardware.control.executor import Executor, ExecutorConfig
+from hardware.control.realtime import prepare_process
 from hardware.robots.fake import FakeRobot
 from hardware.teleop.keyboard import KeyboardTeleop
 from hardware.transport import InProcessTransport

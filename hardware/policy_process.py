@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from hardware.realtime import computing
-from hardware.statistics import Durations
+from hardware.control.realtime import computing
+from hardware.control.statistics import Durations
 from hardware.transport import PolicyLink
 from robot_rl.core.env import Observation
 from robot_rl.core.errors import HardwareError

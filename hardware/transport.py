@@ -58,7 +58,7 @@ class ExecutorStatus:
     speed: list[float] = field(default_factory=list)
     """(A,) speed of a full operator deflection, in the action's units per second; zero for elements that are rates."""
     recording: dict[str, Any] = field(default_factory=dict)
-    """Recording as `hardware.recorder.Recorder.status` says; empty where nothing is recorded."""
+    """Recording as `hardware.recording.recorder.Recorder.status` says; empty where nothing is recorded."""
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ import threading
 from dataclasses import dataclass
 
 from hardware.console.server import ConsoleConfig
-from hardware.deployment import interrupted_by_signals
+from hardware.control.signals import interrupted_by_signals
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import sys
 
-from hardware.deployment import DeploymentConfig as Config
-from hardware.deployment import DeploymentReport, deploy
+from hardware.deployment.config import DeploymentConfig as Config
+from hardware.deployment.report import DeploymentReport
+from hardware.deployment.run import deploy
 from hardware.teleop.keyboard import key_map
 from hardware.transport import ExecutorStatus
 from robot_rl.core.spec import ArraySpec, Spec

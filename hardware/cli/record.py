@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from hardware.bag_recorder import BagConfig
+from hardware.recording.bag_recorder import BagConfig
 
 if TYPE_CHECKING:
     from robot_rl.data.bag.streams import Fault

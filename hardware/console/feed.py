@@ -12,7 +12,7 @@ from hardware.transport import ExecutorStatus, InProcessTransport
 from robot_rl.core.robot import StampedObservation
 
 if TYPE_CHECKING:
-    from hardware.executor import Executor
+    from hardware.control.executor import Executor
 
 
 class Feed(Protocol):

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from hardware.arbiter import Mode
 from hardware.console import view
 from hardware.console.desk import Desk
 from hardware.console.feed import Feed
 from hardware.console.scene import Scene
 from hardware.console.steering import Handle
+from hardware.control.arbiter import Mode
 from hardware.transport import ExecutorStatus
 from robot_rl.core.robot import StampedObservation
 from robot_rl.core.spec import Spec

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from hardware.control.settings import ExecutorConfig
 from hardware.hil.operator import OperatorHabits
-from hardware.settings import ExecutorConfig
 from robot_rl.core.errors import ConfigError
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from hardware.arbiter import Mode
-from hardware.recorder import ACTOR_CODES, ExecutedStep, Recorder
+from hardware.control.arbiter import Mode
+from hardware.recording.recorder import ACTOR_CODES, ExecutedStep, Recorder
 from robot_rl.core.spec import Spec
 
 _IDLE_SECONDS = 1.0

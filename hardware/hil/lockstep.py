@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hardware.executor import Executor, ExecutorConfig
+from hardware.control.executor import Executor, ExecutorConfig
 from hardware.policy_process import PolicyServer
 from hardware.transport import InProcessTransport
 from robot_rl.core.bridge import EnvRobot

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hardware.arbiter import Mode
+from hardware.control.arbiter import Mode
 from hardware.transport import ExecutorStatus
 from robot_rl.core.bridge import EnvRobot
 from robot_rl.core.errors import CapabilityError

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from hardware.attempts import AttemptConfig, Attempts, Reporter
-from hardware.deployment import interrupted_by_signals
-from hardware.executor import Executor, ExecutorConfig
+from hardware.control.executor import Executor, ExecutorConfig
+from hardware.control.signals import interrupted_by_signals
 from hardware.hil.acting import ActingPolicy
 from hardware.hil.config import HILConfig, HILReport, Validation, check
 from hardware.hil.experience import Episode, Experience, Sinks
@@ -34,7 +34,7 @@ from hardware.hil.operator import ScriptedOperator
 from hardware.hil.validation import run_alone
 from hardware.options import parse_options
 from hardware.policy_process import serve
-from hardware.recorder import Recorder
+from hardware.recording.recorder import Recorder
 from hardware.teleop.build import build_teleop
 from hardware.transport import InProcessTransport
 from robot_rl.core.errors import HardwareError

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from hardware.control.settings import ExecutorConfig
 from hardware.hil.lockstep import LockStep, SimulatedClock
 from hardware.hil.operator import OperatorHabits, ScriptedOperator
 from hardware.robots.sim import SimRobot
-from hardware.settings import ExecutorConfig
 from hardware.transport import InProcessTransport
 from robot_rl.core.errors import CapabilityError
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
-from hardware.launching.plan import Process
+from hardware.launching.action import Process
 from hardware.ros.processes import SUPERVISOR_VARIABLE
 from robot_rl.core.errors import HardwareError
 

@@ -22,8 +22,8 @@ from typing import Any, TextIO
 
 import yaml
 
+from hardware.launching.action import Action, Later, Message, Process, Shutdown
 from hardware.launching.child import Child, Stream
-from hardware.launching.plan import Action, Later, Message, Process, Shutdown
 
 _POLL = 0.05
 """Longest time (s) until an ended process is noticed."""

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hardware.settings import rate_elements
+from hardware.control.settings import rate_elements
 from robot_rl.core.errors import HardwareError, MissingDependencyError
 from robot_rl.core.robot import Limits, RobotState, StampedObservation, StopKind
 from robot_rl.core.spec import Spec

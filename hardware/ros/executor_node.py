@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from hardware.executor import Executor, ExecutorConfig
-from hardware.recorder import Recorder
+from hardware.control.executor import Executor, ExecutorConfig
+from hardware.recording.recorder import Recorder
 from hardware.robots.build import build_robot
 from hardware.ros.endpoint import Endpoint
 from hardware.ros.lifecycle import ManagedConfig, run_managed_node

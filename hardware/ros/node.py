@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from hardware.realtime import prepare_process
+from hardware.control.realtime import prepare_process
 from hardware.ros.endpoint import Endpoint
 from hardware.ros.link import RosOperatorLink, RosPolicyLink
 from hardware.ros.parameters import options, parse_flags, read_config

@@ -137,7 +137,7 @@ class RosDeployment:
     robot_options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     """Options of the robot's factory, by name."""
     executor_options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
-    """Fields of `hardware.executor.ExecutorConfig`, by name."""
+    """Fields of `hardware.control.executor.ExecutorConfig`, by name."""
     seconds: float = 0.0
     """How long to run after the policy first answered; 0 runs until it is interrupted."""
     record: Path | None = None

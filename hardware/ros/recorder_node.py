@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from hardware.bag_recorder import BagConfig, BagRecorder
+from hardware.recording.bag_recorder import BagConfig, BagRecorder
 from hardware.ros.endpoint import Endpoint
 from hardware.ros.lifecycle import ManagedConfig, run_managed_node
 from hardware.ros.parameters import Range

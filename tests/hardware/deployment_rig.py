@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hardware.executor import Executor, ExecutorConfig
+from hardware.control.executor import Executor, ExecutorConfig
 from hardware.policy_process import PolicyServer
 from hardware.robots.fake import FakeRobot, FaultyRobot
 from hardware.transport import InProcessTransport

@@ -7,7 +7,7 @@ import pytest
 from deployment_rig import VirtualClock, WanderingPolicy
 
 from hardware.attempts import AttemptConfig, Attempts, Reporter
-from hardware.executor import Executor, ExecutorConfig
+from hardware.control.executor import Executor, ExecutorConfig
 from hardware.policy_process import PolicyServer
 from hardware.robots.fake import FakeRobot
 from hardware.transport import InProcessTransport
@@ -192,7 +192,8 @@ def test_attempts_run_through_the_executor_and_each_is_an_episode_of_the_record(
 
 def test_a_deployment_with_a_verifier_makes_its_attempts_records_each_and_ends(tmp_path):
     torch = pytest.importorskip("torch")
-    from hardware.deployment import DeploymentConfig, deploy
+    from hardware.deployment.config import DeploymentConfig
+    from hardware.deployment.run import deploy
     from robot_rl.core.registry import make_env
     from robot_rl.data.dataset import open_dataset
     from robot_rl.data.normalizer import Normalizer

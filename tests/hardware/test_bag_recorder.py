@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from rosbags.rosbag2 import Reader
 
-from hardware.bag_recorder import BagConfig, BagRecorder
 from hardware.cli.record import Convert, Info, Recover, run
+from hardware.recording.bag_recorder import BagConfig, BagRecorder
 from robot_rl.core.errors import ConfigError, DataError, HardwareError, UnknownNameError
 from robot_rl.data.bag.bag import open_bag
 from robot_rl.data.bag.recover import recover
@@ -133,7 +133,7 @@ def test_a_directory_with_something_in_it_is_refused(tmp_path):
 
 KILLED = """
 import sys, time
-from hardware.bag_recorder import BagRecorder
+from hardware.recording.bag_recorder import BagRecorder
 recorder = BagRecorder(sys.argv[1])
 small, large = recorder.add_topic("/small", "std_msgs/msg/String"), recorder.add_topic("/large", "std_msgs/msg/String")
 number = 0

@@ -13,7 +13,7 @@ from hardware.cameras.base import CameraConfig, ThreadedCamera
 from hardware.cameras.opencv import OpenCVCamera, OpenCVCameraConfig
 from hardware.cameras.realsense import RealSenseCamera, RealSenseCameraConfig
 from hardware.cameras.rig import RobotWithCameras, build_camera, with_cameras
-from hardware.executor import Executor, ExecutorConfig
+from hardware.control.executor import Executor, ExecutorConfig
 from hardware.policy_process import PolicyServer
 from hardware.robots.build import build_robot
 from hardware.robots.fake import FakeRobot

@@ -22,7 +22,7 @@ from benchmarks.console_latency import (  # noqa: E402
     press,
     wait_until,
 )
-from hardware.arbiter import Mode  # noqa: E402
+from hardware.control.arbiter import Mode  # noqa: E402
 
 pytestmark = [
     pytest.mark.skipif(find_chromium() is None, reason="no Chromium here: apt-get install chromium"),

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from driver_benches import ServoBench
 
-from hardware.deployment import DeploymentConfig, deploy
-from hardware.executor import ExecutorConfig
+from hardware.control.executor import ExecutorConfig
+from hardware.deployment.config import DeploymentConfig
+from hardware.deployment.run import deploy
 from hardware.robots.build import build_robot
 from hardware.robots.servo_arm import SO101
 from hardware.servo.family import FEETECH

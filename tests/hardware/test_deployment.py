@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from hardware.cli.deploy import shown
-from hardware.deployment import DeploymentConfig, deploy, make_robot
-from hardware.executor import ExecutorConfig
-from hardware.statistics import Durations
+from hardware.control.executor import ExecutorConfig
+from hardware.control.statistics import Durations
+from hardware.deployment.config import DeploymentConfig, make_robot
+from hardware.deployment.run import deploy
 from hardware.teleop.script import ScriptedTeleop
 from hardware.transport import ExecutorStatus
 from robot_rl.core import registry
@@ -120,7 +121,7 @@ def test_takeover_and_emergency_stop_through_keys_in_whatever_time_it_takes(chec
 def test_the_page_alone_is_an_operator(checkpoint, tmp_path, monkeypatch):
     """What tabs do is said to the desk directly; a browser presses the buttons in test_console_browser."""
     pytest.importorskip("viser")
-    import hardware.deployment
+    import hardware.deployment.operators
     from hardware.console.server import Console, ConsoleConfig
     from hardware.robots.sim import SimRobot
     from robot_rl.core.teleop import OperatorEvent
@@ -147,7 +148,7 @@ def test_the_page_alone_is_an_operator(checkpoint, tmp_path, monkeypatch):
         elif status.mode == "stopped":
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(hardware.deployment, "Console", Tab)
+    monkeypatch.setattr(hardware.deployment.operators, "Console", Tab)
     monkeypatch.setitem(registry._overrides, ("robots", "arm"), lambda: SimRobot("navigate"))
     report = deploy(
         DeploymentConfig(
@@ -223,7 +224,7 @@ def test_importing_hardware_loads_no_torch_ros_or_simulator():
         for path in (ROOT / "hardware").rglob("*.py")
         if "ros" not in path.parts
     )
-    assert "hardware.executor" in modules
+    assert "hardware.control.executor" in modules
     code = (
         f"import sys, importlib\nfor name in {modules!r} + ['robot_rl.core.bridge']: importlib.import_module(name)\n"
         "heavy = {'torch', 'rclpy', 'mujoco', 'pyarrow'} & set(sys.modules)\nassert not heavy, heavy"

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from deployment_rig import Rig, WanderingPolicy
 
-from hardware.arbiter import REASONS
-from hardware.executor import ExecutorConfig, ticks_per_step
+from hardware.control.arbiter import REASONS
+from hardware.control.executor import ExecutorConfig, ticks_per_step
 from hardware.robots.fake import FakeRobot
 from hardware.safety.flags import HOLDING_FAULTS, STOPPING_FAULTS, SafetyFlag, flag_names
 from robot_rl.core.errors import ConfigError

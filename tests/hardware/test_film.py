@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from hardware.film import film
+from hardware.deployment.film import film
 from hardware.robots.sim import SimRobot
 from robot_rl.core.errors import DataError
 

@@ -12,8 +12,8 @@ import torch
 from deployment_rig import VirtualClock, WanderingPolicy
 from test_parity import PointEnv
 
-from hardware.arbiter import Mode
-from hardware.executor import ExecutorConfig
+from hardware.control.arbiter import Mode
+from hardware.control.executor import ExecutorConfig
 from hardware.hil import session
 from hardware.hil.acting import ActingPolicy
 from hardware.hil.config import HILConfig
@@ -21,7 +21,7 @@ from hardware.hil.experience import Experience, Sinks
 from hardware.hil.learner import LearnerClient
 from hardware.hil.lockstep import LockStep
 from hardware.hil.operator import OperatorHabits, ScriptedOperator
-from hardware.recorder import ACTOR_CODES, ExecutedStep
+from hardware.recording.recorder import ACTOR_CODES, ExecutedStep
 from hardware.robots.fake import FakeRobot
 from hardware.transport import InProcessTransport
 from robot_rl.core.bridge import EnvRobot

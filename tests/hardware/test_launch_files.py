@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from hardware.launching.plan import LaunchFile, Process
+from hardware.launching.action import Process
+from hardware.launching.plan import LaunchFile
 from hardware.ros.parameters import settings_of
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"

@@ -14,7 +14,8 @@ import yaml
 
 from hardware.cli.launch import Config, find, run
 from hardware.launching import expression
-from hardware.launching.plan import LaunchFile, Process, Scope, Shutdown, parse_arguments
+from hardware.launching.action import Process, Scope, Shutdown
+from hardware.launching.plan import LaunchFile, parse_arguments
 from hardware.launching.runner import Runner
 from hardware.launching.substitution import parse
 from robot_rl.core.errors import ConfigError, DataError, HardwareError, RobotRLError

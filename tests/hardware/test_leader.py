@@ -8,8 +8,8 @@ import pytest
 from deployment_rig import WanderingPolicy
 from driver_benches import six_joints
 
+from hardware.control.executor import Executor, ExecutorConfig
 from hardware.emulators.servo_bus import ServoBusEmulator
-from hardware.executor import Executor, ExecutorConfig
 from hardware.policy_process import PolicyServer
 from hardware.robots.fake import FakeRobot
 from hardware.servo.calibration import Calibration

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from deployment_rig import Rig
 
-from hardware.executor import Executor, ExecutorConfig
-from hardware.lease import RobotLease, resource_of
+from hardware.control.executor import Executor, ExecutorConfig
+from hardware.control.lease import RobotLease, resource_of
 from hardware.robots.fake import FakeRobot, FaultyRobot
 from hardware.transport import InProcessTransport
 from robot_rl.core.errors import HardwareError
@@ -22,7 +22,7 @@ from robot_rl.core.teleop import OperatorEvent
 HOLDER = """
 import sys, time
 from pathlib import Path
-from hardware.lease import RobotLease
+from hardware.control.lease import RobotLease
 sys.argv = ["/usr/bin/robot-rl", "deploy"]
 lease = RobotLease("arm at /dev/ttyACM0", Path({directory!r}))
 print("held", flush=True)

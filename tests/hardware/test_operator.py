@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from deployment_rig import Rig
 
-from hardware.operator import OperatorInbox
+from hardware.control.operator import OperatorInbox
 from hardware.transport import InProcessTransport
 from robot_rl.core.teleop import OperatorEvent, OperatorInput
 

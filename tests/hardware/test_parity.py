@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from deployment_rig import VirtualClock, WanderingPolicy
 
-from hardware.executor import Executor, ExecutorConfig
+from hardware.control.executor import Executor, ExecutorConfig
 from hardware.policy_process import PolicyServer, warm_up
 from hardware.transport import InProcessTransport
 from robot_rl.core.bridge import EnvRobot

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from hardware import realtime
+from hardware.control import realtime
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="scheduling calls of Linux")
 

@@ -6,9 +6,9 @@ import threading
 import numpy as np
 from deployment_rig import Rig
 
-from hardware.arbiter import REASONS, Mode
-from hardware.executor import Executor
-from hardware.recorder import ACTOR_CODES, ExecutedStep, Recorder
+from hardware.control.arbiter import REASONS, Mode
+from hardware.control.executor import Executor
+from hardware.recording.recorder import ACTOR_CODES, ExecutedStep, Recorder
 from hardware.robots.fake import FakeRobot
 from hardware.safety.flags import SafetyFlag
 from robot_rl.core.teleop import OperatorEvent

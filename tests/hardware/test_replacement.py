@@ -10,8 +10,8 @@ from deployment_rig import Rig, WanderingPolicy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hardware.executor import Executor, ExecutorConfig
-from hardware.loop import ControlLoop
+from hardware.control.executor import Executor, ExecutorConfig
+from hardware.control.loop import ControlLoop
 from hardware.policy_process import PolicyServer
 from hardware.robots.fake import FakeRobot
 from hardware.safety.chain import SafetyChain, SafetyConfig, Situation

@@ -309,8 +309,8 @@ serve(Steady(), link, threading.Event())
 
 def test_killed_policy_process_ends_in_a_controlled_stop(children):
     """The executor notices by itself, within its age limit, that nobody plans any more."""
-    from hardware.arbiter import Mode
-    from hardware.executor import Executor, ExecutorConfig
+    from hardware.control.arbiter import Mode
+    from hardware.control.executor import Executor, ExecutorConfig
     from hardware.robots.fake import FakeRobot
 
     process = children(STEADY_POLICY)

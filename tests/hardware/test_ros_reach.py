@@ -11,8 +11,8 @@ import pytest
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed: pip install 'robot-rl[ros]'")
 
-from hardware.arbiter import Mode
-from hardware.executor import Executor, ExecutorConfig
+from hardware.control.arbiter import Mode
+from hardware.control.executor import Executor, ExecutorConfig
 from hardware.robots.fake import FakeRobot
 from hardware.ros.context import free_domain
 from hardware.ros.endpoint import Endpoint

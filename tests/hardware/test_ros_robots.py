@@ -11,10 +11,10 @@ from driver_benches import JOINTS, PATIENCE, ros_arm, ros_base
 pytest.importorskip("rclpy", reason="ROS 2 is not installed: pip install 'robot-rl[ros]'")
 pytest.importorskip("nav_msgs", reason="ROS 2 is not installed: pip install 'robot-rl[ros]'")
 
+from hardware.control.settings import rate_elements
 from hardware.ros.arm import RosArm, RosArmConfig
 from hardware.ros.base import RosBase, RosBaseConfig, nearest
 from hardware.ros.camera import RosCamera, RosCameraConfig, to_rgb
-from hardware.settings import rate_elements
 from robot_rl.core.errors import ConfigError, DataError, HardwareError
 from robot_rl.core.robot import RobotState, StopKind
 

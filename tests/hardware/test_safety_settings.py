@@ -8,7 +8,7 @@ from deployment_rig import Rig, WanderingPolicy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hardware.executor import Executor, ExecutorConfig
+from hardware.control.executor import Executor, ExecutorConfig
 from hardware.robots.fake import FakeRobot
 from hardware.safety.chain import SafetyChain, Situation
 from hardware.safety.flags import SafetyFlag, flag_names

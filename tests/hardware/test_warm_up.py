@@ -126,8 +126,9 @@ def served(tmp_path):
 
 
 def test_a_served_policy_is_deployed_with_real_time_chunking(served, tmp_path):
-    from hardware.deployment import DeploymentConfig, deploy
-    from hardware.executor import ExecutorConfig
+    from hardware.control.executor import ExecutorConfig
+    from hardware.deployment.config import DeploymentConfig
+    from hardware.deployment.run import deploy
     from robot_rl.core.realtime import RealTimeConfig
 
     report = deploy(

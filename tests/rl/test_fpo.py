@@ -200,7 +200,8 @@ def test_mean_loss_that_others_are_relative_to_moves_between_iterations_only(tmp
     learner = OnPolicyLearner(actor, env, CORE)
     rollout = learner.collect()
     first = rollout.rows(rollout.valid)["reference"].unique()
-    assert len(first) == 1 and first.item() == pytest.approx(2, rel=0.3)  # of samples from N(0, 1), by no velocity
+    assert len(first) == 1
+    assert first.item() == pytest.approx(2, rel=0.3)  # of samples from N(0, 1), by no velocity
     metrics = learner.update(rollout, 0.0)  # asserts that the ratio starts at 1
     rollout = learner.collect()
     assert rollout.rows(rollout.valid)["reference"].unique().item() == pytest.approx(metrics["flow_loss"])

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hardware.arbiter import Mode
-from hardware.recorder import ExecutedStep, Recorder
+from hardware.control.arbiter import Mode
+from hardware.recording.recorder import ExecutedStep, Recorder
 from hardware.transport import ExecutorStatus
 from robot_rl.core.robot import StampedObservation
 from robot_rl.core.teleop import OperatorEvent
 
 if TYPE_CHECKING:
-    from hardware.executor import Executor
+    from hardware.control.executor import Executor
 
 _NOTHING = StampedObservation({}, -1, -np.inf)
 

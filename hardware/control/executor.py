@@ -23,20 +23,20 @@ from typing import Any
 
 import numpy as np
 
-from hardware.arbiter import DRIVEN, Arbiter, ArbiterConfig, Mode
-from hardware.journal import RunTimes, StepJournal, report_of, status_of
-from hardware.lease import RobotLease, resource_of
-from hardware.loop import ControlLoop
-from hardware.operator import OperatorInbox
-from hardware.playback import Playback
-from hardware.port import RobotPort
-from hardware.recorder import Recorder
+from hardware.control.arbiter import DRIVEN, Arbiter, ArbiterConfig, Mode
+from hardware.control.journal import RunTimes, StepJournal, report_of, status_of
+from hardware.control.lease import RobotLease, resource_of
+from hardware.control.loop import ControlLoop
+from hardware.control.operator import OperatorInbox
+from hardware.control.playback import Playback
+from hardware.control.port import RobotPort
+from hardware.control.settings import ExecutorConfig, rate_elements, stop_kind, ticks_per_step, tolerances
+from hardware.control.statistics import Durations
+from hardware.control.targets import Targets
+from hardware.recording.recorder import Recorder
 from hardware.safety.chain import SafetyChain, Situation, Verdict
 from hardware.safety.flags import HOLDING_FAULTS, STOPPING_FAULTS, SafetyFlag, cause_of
 from hardware.safety.protection import Protection
-from hardware.settings import ExecutorConfig, rate_elements, stop_kind, ticks_per_step, tolerances
-from hardware.statistics import Durations
-from hardware.targets import Targets
 from hardware.transport import ExecutorLink, ExecutorStatus
 from robot_rl.core.robot import Robot, RobotState, StampedObservation, StopKind
 from robot_rl.core.teleop import OperatorEvent, Teleop

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from hardware.arbiter import DRIVEN, Arbiter, Mode
-from hardware.operator import OperatorInbox
-from hardware.playback import Playback
+from hardware.control.arbiter import DRIVEN, Arbiter, Mode
+from hardware.control.operator import OperatorInbox
+from hardware.control.playback import Playback
+from hardware.control.settings import ExecutorConfig, rate_elements
 from hardware.safety.chain import SafetyChain
 from hardware.safety.flags import SafetyFlag
 from hardware.safety.motion import braking_step
-from hardware.settings import ExecutorConfig, rate_elements
 from robot_rl.core.robot import Robot
 
 

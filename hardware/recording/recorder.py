@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hardware.arbiter import REASONS, Mode
+from hardware.control.arbiter import REASONS, Mode
 from hardware.safety.flags import SafetyFlag
 from robot_rl.core.spec import ArraySpec, Spec
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hardware.arbiter import Mode
-from hardware.recorder import MODE_CODES
+from hardware.control.arbiter import Mode
+from hardware.recording.recorder import MODE_CODES
 from hardware.robots.sim import SimRobot
 
 COLOURS = {

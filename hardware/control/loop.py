@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hardware.realtime import control_thread
+from hardware.control.realtime import control_thread
 from robot_rl.core.clock import Rate
 
 if TYPE_CHECKING:
-    from hardware.executor import Executor
+    from hardware.control.executor import Executor
 
 logger = logging.getLogger(__name__)
 _RESERVE = 5e-4

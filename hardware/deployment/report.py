@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hardware.arbiter import Mode
+from hardware.control.arbiter import Mode
 
 
 @dataclass

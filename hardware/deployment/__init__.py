@@ -1,0 +1,1 @@
+"""A policy on a robot, from start to report: begin reading at `hardware.deployment.run`."""

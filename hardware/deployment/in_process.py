@@ -1,0 +1,143 @@
+"""A deployment in one process: policy and executor are threads, and attempts with a verifier are possible."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hardware.attempts import Attempt, AttemptConfig, Attempts, Reporter
+from hardware.console.feed import ExecutorFeed
+from hardware.console.server import Console
+from hardware.control.executor import Executor, ExecutorConfig
+from hardware.control.signals import interrupted_by_signals
+from hardware.deployment.config import DeploymentConfig, protection
+from hardware.deployment.operators import start_script
+from hardware.policy_process import PolicyReport, serve
+from hardware.recording.recorder import Recorder
+from hardware.transport import ExecutorStatus, InProcessTransport
+from robot_rl.core.errors import HardwareError
+from robot_rl.core.robot import Robot
+from robot_rl.core.teleop import Teleop
+
+_LAST_WORDS = 0.2
+"""Seconds from the last verdict to the end, in which the executor takes it in."""
+
+
+def run_in_process(
+    config: DeploymentConfig,
+    settings: ExecutorConfig,
+    policy: Any,
+    robot: Robot,
+    devices: Sequence[Teleop],
+    on_status: Callable[[ExecutorStatus], None] | None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run policy and executor as threads; return what both report."""
+    transport = InProcessTransport()
+    recorder = Recorder(config.record, robot.spec, task=config.task) if config.record else None
+    executor = Executor(
+        robot,
+        transport.executor,
+        settings,
+        teleop=devices,
+        recorder=recorder,
+        protection=protection(config, robot),
+    )
+    for device in devices:
+        if isinstance(device, Console):
+            device.watch(ExecutorFeed(executor, transport))
+    stop, policy_stop, served = threading.Event(), threading.Event(), []
+    attempts = None
+    if config.verifier is not None:
+        policy = attempts = _attempts(config, policy, robot, transport, executor, stop)
+    failures: list[BaseException] = []
+
+    def guarded(work: Callable[[], PolicyReport | None]) -> None:
+        try:
+            served.append(work())
+        except BaseException as error:
+            failures.append(error)
+
+    inference = threading.Thread(
+        target=guarded,
+        args=(
+            lambda: serve(
+                policy, transport.policy, policy_stop, seed=config.seed, pin=settings.pin, real_time=config.real_time
+            ),
+        ),
+        name="policy",
+    )
+    loop = threading.Thread(target=guarded, args=(lambda: executor.run(stop, config.duration),), name="executor")
+    executor.connect()
+    try:
+        with interrupted_by_signals(stop):
+            inference.start()
+            loop.start()
+            _watch(loop, executor, transport, devices, on_status)
+    finally:
+        stop.set()
+        loop.join(5.0)
+        executor.shut_down()
+        policy_stop.set()
+        inference.join(5.0)
+        if recorder is not None:
+            recorder.close()
+    if failures:
+        raise HardwareError(f"the deployment failed: {failures[0]}") from failures[0]
+    report = executor.report()
+    report["recording"] = None if recorder is None else recorder.to_json()
+    report["episode_success"] = [bool(outcome) for outcome in getattr(robot, "outcomes", [])]
+    report["attempts"] = [] if attempts is None else [dataclasses.asdict(one) for one in attempts.attempts]
+    done = next((one for one in served if one is not None), PolicyReport())
+    return report, done.to_json()
+
+
+def _attempts(
+    config: DeploymentConfig,
+    policy: Any,
+    robot: Robot,
+    transport: InProcessTransport,
+    executor: Executor,
+    stop: threading.Event,
+) -> Attempts:
+    """Let the policy make attempts until the verifier is content, or there are no retries left, which ends the run."""
+    from robot_rl.policies.success import load_classifier
+
+    assert config.verifier is not None
+    verifier = load_classifier(config.verifier)
+    verifier.spec.require(robot.spec, f"classifier '{config.verifier}'", f"robot '{config.robot}' ({config.task})")
+    tell = Reporter(transport.send_operator, robot.spec.action.size)
+
+    def listen(what: str, attempt: Attempt | None) -> None:
+        tell(what, attempt)
+        if what == "finished":
+            threading.Timer(_LAST_WORDS, stop.set).start()
+
+    return Attempts(
+        policy,
+        AttemptConfig(config.retries, config.attempt_seconds),
+        verifier,
+        listen=listen,
+        driven=lambda: executor.arbiter.writer == "policy",
+        place=lambda: executor.safety.command.copy(),
+    )
+
+
+def _watch(
+    loop: threading.Thread,
+    executor: Executor,
+    transport: InProcessTransport,
+    devices: Sequence[Teleop],
+    on_status: Callable[[ExecutorStatus], None] | None,
+) -> None:
+    """Pass statuses on while the loop runs; the script's clock starts when the policy has answered."""
+    shown = None
+    while loop.is_alive():
+        loop.join(0.05)
+        if executor.ready.is_set():
+            start_script(devices)
+        if on_status is not None and transport.status is not shown:
+            shown = transport.status
+            if shown is not None:
+                on_status(shown)
