@@ -189,7 +189,7 @@ class JerkLimiter(MotionLimiter):
         """
         braked = self._braking(self.step - drift, self.change)
         tried = braked + _SHARES * (wish - braked)
-        steps, side = self.step + tried, np.sign(wanted)
+        steps, side = self.step + tried, np.sign(wanted - drift)  # who is ahead of a moving target waits for it
         left = side * (wanted - steps)
         permitted = (left >= 0.0) & (self.reach(side * (steps - drift), side * tried)[0] <= left)
         return _last(tried, permitted, wish)

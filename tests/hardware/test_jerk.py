@@ -137,6 +137,20 @@ def test_a_moving_target_is_caught_up_with():
     assert max(left[120:]) == 0.0
 
 
+def test_who_is_ahead_of_a_moving_target_waits_for_it():
+    # Jumps put the command ahead of some of the targets, which then move towards it.
+    rng, size = np.random.default_rng(0), 50
+    bounds = Limits(*(np.full(size, x) for x in (-3.0, 3.0, 2.0, 15.0, 600.0)))
+    time = np.arange(1200)[:, None] * DT
+    targets = 0.3 * np.sin(time * rng.uniform(0.5, 1.5, size)) + np.where(time % 2.0 < 1.0, 0.0, 0.2)
+    chain = SafetyChain(bounds, DT)
+    chain.anchor(targets[0])
+    for k, target in enumerate(targets):
+        verdict = chain.filter(target, situation())
+        if k % 100 >= 50:
+            assert (verdict.command == target).all()
+
+
 def test_the_end_of_the_range_is_reached_and_not_passed():
     chain = SafetyChain(limits(1), DT)
     commands = [chain.filter(np.array([5.0]), situation()).command[0] for _ in range(400)]
