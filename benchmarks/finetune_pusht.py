@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--episodes", type=int, default=200, help="test episodes")
-    parser.add_argument("--validation-episodes", type=int, default=100, help="episodes per validation")
+    parser.add_argument("--validation-episodes", type=int, default=60, help="episodes per validation")
     parser.add_argument("--jobs", type=int, default=0, help="runs at once, 0 for one per processor")
     parser.add_argument("--trial", action="store_true", help="print, but record nothing in results and documents")
     arguments = parser.parse_args()

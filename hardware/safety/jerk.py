@@ -87,6 +87,9 @@ class JerkLimiter(MotionLimiter):
 
         ``target`` itself is returned, bit for bit, if it keeps all limits.
         """
+        if not self._behind and self._unhindered(target):
+            self._last_target = target.copy()
+            return self._last_target, 0
         position, step, change, surge = self.position, self.step, self.change, self._surge
         asked, target = target, np.minimum(np.maximum(target, self._low_now), self._high_now)
         wanted = target - position
@@ -111,6 +114,21 @@ class JerkLimiter(MotionLimiter):
         flags |= _JERK if (jerky | approached).any() else 0
         flags |= _POSITION if (beyond | bounded).any() else 0
         return self.bounded(position + step + chosen), flags
+
+    def _unhindered(self, target: np.ndarray) -> bool:
+        """Return whether ``target`` (A,) keeps all limits, with room for more than `reach` bounds."""
+        if not super()._unhindered(target):
+            return False
+        now = (target.tolist(), self.position.tolist(), self.step.tolist(), self.change.tolist())
+        most = (self._change.tolist(), self._surge.tolist(), self._largest[0])
+        for wish, place, step, change, hard, surge, fast, low, high in zip(*now, *most, *self._range, strict=True):
+            way = wish - place
+            turn = way - step
+            peak = abs(way) + 0.5 * turn * turn / surge
+            room = peak * (1.0 + abs(turn) / surge + 0.5 * (peak / hard + hard / surge))
+            if not (abs(turn - change) <= surge and peak <= fast and low + room <= wish <= high - room):
+                return False
+        return True
 
     def brake(self) -> np.ndarray:
         """Return the next command (A,) of a stop that keeps the limits of acceleration and jerk."""
@@ -156,8 +174,8 @@ class JerkLimiter(MotionLimiter):
     def violations(self, command: np.ndarray) -> int:
         """Stage 11: return the flags of the limits that ``command`` (A,) breaks; 0 if it keeps all of them exactly."""
         change = command - self.position - self.step
-        jerky = not (np.abs(change - self.change) <= self.largest_surge).all()
-        return super().violations(command) | (_JERK if jerky else 0)
+        kept = np.abs(change - self.change) <= self.largest_surge
+        return super().violations(command) | (0 if np.count_nonzero(kept) == kept.size else _JERK)
 
     def commit(self, command: np.ndarray) -> None:
         """Take ``command`` (A,) as sent."""

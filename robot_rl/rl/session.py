@@ -62,6 +62,9 @@ class SessionConfig:
     """Episodes per evaluation, on validation seeds."""
     eval_lanes: int = 50
     """Environments stepped at once in an evaluation."""
+    eval_share: float = 0.25
+    """Where minutes are limited: share of the time that evaluations may take. One that comes when they have taken more
+    is put off; the last one always happens."""
     stop_at: float = 1.01
     """Stop when an evaluation's success rate reaches this; above 1 for never."""
     save_every: float = 1.0
@@ -70,6 +73,8 @@ class SessionConfig:
     def __post_init__(self) -> None:
         if self.steps <= 0 and self.minutes <= 0:
             raise ConfigError("fine-tuning needs a budget: steps, minutes or both")
+        if not 0 < self.eval_share <= 1:
+            raise ConfigError(f"eval_share must be above 0 and at most 1, got {self.eval_share:g}")
 
     def fraction(self, steps: int, seconds: float) -> float:
         """Return the share of the budget that is spent, by whichever limit is nearer."""
@@ -93,6 +98,7 @@ class _Session:
         lanes = min(config.eval_lanes, config.eval_episodes)
         self.eval_env = env_factory(num_envs=lanes) if env_factory is not None else None
         self.best, self.evaluated, self.before = -math.inf, 0, 0.0
+        self.evaluating = 0.0
         self.began = self.saved = time.monotonic()
         self.state_path = run.path / "learner.safetensors"
 
@@ -111,7 +117,7 @@ class _Session:
             return False
         tensors, numbers = load_state(self.state_path)
         self.best, self.evaluated = numbers.pop("best"), int(numbers.pop("evaluated"))
-        self.before = numbers.pop("seconds")
+        self.before, self.evaluating = numbers.pop("seconds"), numbers.pop("evaluating", 0.0)
         self.learner.restore(tensors, numbers)
         self.run.rewind(self.learner.steps, "finetune")
         return True
@@ -119,8 +125,9 @@ class _Session:
     def evaluate(self) -> EvaluationResult:
         """Evaluate on validation seeds and keep the policy if it is the best so far."""
         assert self.eval_env is not None
-        policy = self.learner.policy
-        result = evaluate(policy, self.eval_env, self.config.eval_episodes, VALIDATION_SEED)
+        start = time.monotonic()
+        result = evaluate(self.learner.policy, self.eval_env, self.config.eval_episodes, VALIDATION_SEED)
+        self.evaluating += time.monotonic() - start
         low, high = result.success_interval
         metrics = {"success": result.success_rate, "success_low": low, "success_high": high}
         metrics |= {"return": float(result.returns.mean()), "length": float(result.lengths.mean())}
@@ -133,11 +140,14 @@ class _Session:
         return result
 
     def evaluation_due(self) -> bool:
-        """Whether the next of the evenly spread evaluations has come; counts it."""
-        due = self.eval_env is not None and self.fraction * self.config.evaluations >= self.evaluated + 1
-        if due:
-            self.evaluated = min(int(self.fraction * self.config.evaluations), self.config.evaluations)
-        return due
+        """Whether the next of the evenly spread evaluations has come, and its time can be spared; counts it."""
+        config, fraction = self.config, self.fraction
+        if self.eval_env is None or fraction * config.evaluations < self.evaluated + 1:
+            return False
+        if config.minutes > 0 and fraction < 1 and self.evaluating > config.eval_share * self.seconds:
+            return False
+        self.evaluated = min(int(fraction * config.evaluations), config.evaluations)
+        return True
 
     def save(self, force: bool = False) -> None:
         """Write what a killed run continues from, if it is time."""
@@ -145,6 +155,7 @@ class _Session:
             return
         tensors, numbers = self.learner.state()
         numbers = {**numbers, "best": self.best, "evaluated": self.evaluated, "seconds": self.seconds}
+        numbers["evaluating"] = self.evaluating
         save_state(self.state_path, tensors, numbers)
         self._save_policy("last", {})
         self.saved = time.monotonic()

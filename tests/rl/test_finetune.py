@@ -154,6 +154,27 @@ def test_minutes_are_kept(tmp_path, reach_env, fake_base):
     assert time.monotonic() - began < 15
 
 
+def test_slow_evaluations_leave_time_to_learn(tmp_path, reach_env, fake_base, monkeypatch):
+    import time
+
+    from robot_rl.rl import session
+
+    make = toy(reach_env)
+    base, run = fake_base(make().spec, hold=True), tmp_path / "run"
+    evaluate = session.evaluate
+
+    def slow(*arguments):
+        time.sleep(0.5)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(session, "evaluate", slow)
+    go("residual", run, make, base, SessionConfig(minutes=0.1, evaluations=50, eval_episodes=5, eval_share=0.25))
+    seconds = [row["seconds"] for row in read_metrics(run) if row["stage"] == "eval"]
+    assert 2 <= len(seconds) <= 5
+    assert seconds[1] >= 2
+    assert seconds[-1] >= 6  # the last one always happens
+
+
 def test_truncated_state_is_one_line(tmp_path, reach_env, fake_base):
     make = toy(reach_env)
     base = fake_base(make().spec, hold=True)
