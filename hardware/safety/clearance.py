@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hardware.safety.model import joint_numbers, number
+from hardware.safety.model import block, joint_numbers, number
 from hardware.safety.motion import braking_step
 from robot_rl.core.errors import ConfigError
 
@@ -65,7 +65,7 @@ class Clearance:
         self._mujoco = mujoco
         self.model, self.data, self.margin, self.near = model, mujoco.MjData(model), margin, near
         numbers = joint_numbers(model, joints)
-        self._places, self._rates = model.jnt_qposadr[numbers], model.jnt_dofadr[numbers]
+        self._places, self._rates = block(model.jnt_qposadr[numbers]), block(model.jnt_dofadr[numbers])
         if pairs is None:
             self.pairs = _pairs(model, set(numbers))
         else:

@@ -25,6 +25,11 @@ _SLACK = 1e-9
 """Relative margin inside the limits that absorbs rounding, so that the result keeps them exactly."""
 
 
+def any_of(which: np.ndarray) -> bool:
+    """Return whether any of ``which`` is true; of a few elements, counting them is the quickest way to ask."""
+    return bool(np.count_nonzero(which))
+
+
 def braking_step(room: np.ndarray, brake: np.ndarray) -> np.ndarray:
     """Return the largest step (A,) from which a stop within ``room`` (A,) is possible.
 
@@ -86,6 +91,7 @@ class MotionLimiter:
             for one, other in ((self.low, self.high), (self.largest_step, self.largest_change))
         )
         self.resting = np.zeros(low.shape, bool) if resting is None else np.asarray(resting, bool)
+        self._rates = any_of(self.resting)
         self.position = np.clip(np.zeros_like(low), low, high)
         self.step = np.zeros_like(low)
         self._low_now, self._high_now = low, high
@@ -117,7 +123,7 @@ class MotionLimiter:
     @property
     def moving(self) -> bool:
         """Whether the last command differed from the one before, or a rate is not zero."""
-        return bool(self.step.any() or (self.resting.any() and self.position[self.resting].any()))
+        return any_of(self.step) or (self._rates and any_of(self.position[self.resting]))
 
     def limit(self, target: np.ndarray) -> tuple[np.ndarray, int]:
         """Return the permitted command (A,) nearest to ``target`` (A,) along the way, and the flags of what limited it.
@@ -142,21 +148,21 @@ class MotionLimiter:
         fast, sudden = size > self.largest_step, turn > self.largest_change
         drift = target - self._last_target
         self._last_target = target
-        if not (self._behind or (outside | fast | sudden).any()):
+        if not (self._behind or any_of(outside | fast | sudden)):
             return target, 0
         # Approach no faster than one can brake to the target (relative to its own motion): no overshoot, no hunting.
         direction = np.sign(wanted)
         approach = np.maximum(approach + direction * drift, 0.0)
         sudden |= size > approach
-        self._behind = bool((outside | fast | sudden).any())
+        self._behind = any_of(outside | fast | sudden)
         if not self._behind:
             return target, 0
         flags = 0
-        if fast.any():
+        if any_of(fast):
             flags |= _VELOCITY
-        if sudden.any():
+        if any_of(sudden):
             flags |= _ACCELERATION
-        if (beyond | (outside & ~fast & ~sudden)).any():
+        if any_of(beyond | (outside & ~fast & ~sudden)):
             flags |= _POSITION
         allowed = direction * np.minimum(np.minimum(size, approach), self._step_limit)
         allowed = np.minimum(np.maximum(allowed, lower), upper)
@@ -179,7 +185,7 @@ class MotionLimiter:
     def brake(self) -> np.ndarray:
         """Return the next command (A,) of the fastest stop that keeps the acceleration limits."""
         step = self.step - np.minimum(np.maximum(self.step, -self._change), self._change)
-        if self.resting.any():
+        if self._rates:
             home = np.minimum(np.maximum(0.0, self.low), self.high)
             self._last_target = home  # a rest that does not move
             step = np.where(self.resting, self.limit(home)[0] - self.position, step)

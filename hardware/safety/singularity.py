@@ -36,7 +36,7 @@ class Singularity:
         if not 1.0 <= slow < stop:
             raise ConfigError(f"singularity thresholds need 1 <= slow < stop, got {slow:g} and {stop:g}")
         self.robot, self.slow, self.stop = robot, slow, stop
-        self._recent: deque[tuple[np.ndarray, float]] = deque(maxlen=3)
+        self._recent: deque[tuple[bytes, float]] = deque(maxlen=3)
 
     def condition(self, command: np.ndarray) -> float:
         """Return the largest over the smallest singular value of the tool's Jacobian at ``command`` (A,).
@@ -44,9 +44,10 @@ class Singularity:
         Fewer than six joints span fewer directions: the smallest singular value is then that of what they span.
         """
         values = np.linalg.svd(self.robot.jacobian(command), compute_uv=False)
-        if not np.isfinite(values).all():
+        largest, smallest = float(values[0]), float(values[-1])
+        if not (math.isfinite(largest) and math.isfinite(smallest)):
             raise ValueError("the Jacobian holds a value that is not finite")
-        return float(values[0] / values[-1]) if values[-1] > _SINGULAR else math.inf
+        return largest / smallest if smallest > _SINGULAR else math.inf
 
     def far_from(self, rest: np.ndarray) -> bool:
         """Return whether a stop that ends at ``rest`` (A,) leads through nothing that need be slowed down.
@@ -74,9 +75,10 @@ class Singularity:
 
     def _recall(self, command: np.ndarray) -> float:
         """Return `condition`, computed once for a command that several questions are asked about."""
+        asked = command.tobytes()
         for place, value in self._recent:
-            if np.array_equal(place, command):
+            if place == asked:
                 return value
         value = self.condition(command)
-        self._recent.append((command, value))
+        self._recent.append((asked, value))
         return value
