@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -99,6 +99,12 @@ class ChunkedPolicy(nn.Module):
     def from_parts(cls, config: dict[str, Any], spec: Spec, base: None = None) -> ChunkedPolicy:
         """Create the policy that a checkpoint describes; its weights are loaded afterwards."""
         return cls(spec, ChunkedConfig(**config))
+
+    def with_sample_steps(self, steps: int) -> ChunkedPolicy:
+        """Return a copy that samples in ``steps`` steps: fewer cost less and are less exact."""
+        policy = ChunkedPolicy(self.spec, replace(self.config, sample_steps=steps)).to(self.device)
+        policy.load_state_dict(self.state_dict())
+        return policy
 
     def config_dict(self) -> dict[str, Any]:
         """Return the configuration as JSON-ready values; the inverse is `from_parts`."""

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -41,6 +42,21 @@ def test_latent_noise_is_an_explicit_argument(frames):
     history = {"state": np.zeros((1, 2, 3), np.float32)}
     noise = torch.randn(1, 8, 2)
     assert np.array_equal(policy.plan(history, noise), policy.plan(history, noise))
+
+
+@pytest.mark.parametrize("head", ["flow", "diffusion"])
+def test_a_copy_with_fewer_sample_steps_keeps_the_weights_and_says_so_in_its_checkpoint(frames, tmp_path, head):
+    policy = ChunkedPolicy.fit(frames, replace(SMALL, head=head)).eval()
+    with torch.no_grad():  # an untrained velocity is zero, which as many steps of lead to the same
+        for weight in policy.head.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    quick, history = policy.with_sample_steps(2), {"state": np.ones((2, 2, 3), np.float32)}
+    noise = torch.randn(2, 8, 2)
+    assert policy.config.sample_steps == 4
+    assert not np.array_equal(policy.plan(history, noise), quick.plan(history, noise))
+    assert all(torch.equal(one, other) for one, other in zip(policy.parameters(), quick.parameters(), strict=True))
+    loaded = load_policy(save_policy(quick, tmp_path / "quick"))
+    assert np.array_equal(quick.plan(history, noise), loaded.plan(history, noise))
 
 
 def test_actions_stay_inside_the_bounds(frames):

@@ -9,10 +9,12 @@ from robot_rl.policies.gaussian import SquashedGaussian
 from robot_rl.policies.steered import SteeredPolicy, SteeredPolicyConfig
 from robot_rl.rl.critics import EnsembleCritic
 from robot_rl.rl.decision import DecisionConfig
-from robot_rl.rl.methods.dsrl import DSRLConfig, ExecutedChunk, NoiseBehaviour, make_core
+from robot_rl.rl.methods.dsrl import DSRLConfig, ExecutedChunk, NoiseBehaviour, finetune, make_core
 from robot_rl.rl.off_policy.collector import Collector, make_replay
 from robot_rl.rl.off_policy.core import OffPolicyConfig, OffPolicyCore
 from robot_rl.rl.off_policy.proposals import AliasedNoiseProposal, GaussianProposal
+from robot_rl.rl.session import SessionConfig
+from robot_rl.train.run import Run
 
 SMALL = {"hidden": (32, 32), "batch_size": 64, "precision": "fp32"}
 
@@ -268,6 +270,12 @@ def test_plain_variant_refuses_demonstrations(reach_env, fake_base):
     policy = steered(reach_env(1), fake_base)
     with pytest.raises(CapabilityError, match="'na' can"):
         NoiseBehaviour(policy, "plain").action(np.zeros((1, 1, 2)))
+
+
+def test_sampling_steps_of_a_base_that_has_none_are_refused(reach_env, fake_base, tmp_path):
+    env = reach_env(1)
+    with Run.create(tmp_path, {}, spec=env.spec) as run, pytest.raises(CapabilityError, match="sample_steps needs"):
+        finetune(fake_base(env.spec), reach_env, DSRLConfig(sample_steps=2), run, session=SessionConfig(steps=10))
 
 
 def test_squashed_gaussian_gradient_against_autograd():

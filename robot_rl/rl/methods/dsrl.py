@@ -14,6 +14,7 @@ from robot_rl.core.env import Observation, VecEnv
 from robot_rl.core.errors import CapabilityError
 from robot_rl.core.policy import Policy
 from robot_rl.data.frames import Frames
+from robot_rl.policies.chunked import ChunkedPolicy
 from robot_rl.policies.steered import SteeredPolicy, SteeredPolicyConfig
 from robot_rl.rl.critics import EnsembleCritic
 from robot_rl.rl.decision import DecisionConfig
@@ -48,6 +49,8 @@ class DSRLConfig:
     """Environments stepped at once."""
     demonstration_share: float = 0.5
     """Share of demonstrations in a batch, where there are any; na only."""
+    sample_steps: int = 0
+    """Sampling steps of the base from now on; 0 for its own. Fewer make roll-outs and updates of na cheaper."""
     block: int = 8
     """Control steps of every lane between updates."""
     steering: SteeredPolicyConfig = field(default_factory=SteeredPolicyConfig)
@@ -141,6 +144,10 @@ def finetune(
     """
     session = session or SessionConfig()
     torch.manual_seed(run.seed)
+    if config.sample_steps:
+        if not isinstance(base, ChunkedPolicy):
+            raise CapabilityError(f"sample_steps needs a base of kind 'chunked', got {type(base).__name__}")
+        base = base.with_sample_steps(config.sample_steps)
     policy = SteeredPolicy(base, config.steering)
     policy.actor.requires_grad_(True)
     policy.seed(run.seed)
