@@ -145,7 +145,8 @@ def write_documents(name: str, title: str, config: Config, results: Mapping[str,
     before, _, rest = document.read_text(encoding="utf-8").partition(begin)
     if not rest:
         raise SystemExit(f"{document} has no line {begin.strip()}")
-    write_text(document, f"{before}{begin}{markdown(results)}{end}{rest.partition(end)[2]}")
+    picture = f"\n![{title}](assets/{name}.png)\n"
+    write_text(document, f"{before}{begin}{picture}{markdown(results)}{end}{rest.partition(end)[2]}")
 
 
 def markdown(results: Mapping[str, Any]) -> str:

@@ -65,7 +65,7 @@ def _curves(
         axes.plot(x, mean, marker="o", color=colour, ms=2.5, lw=1.4, ls="-" if index < len(COLOURS) else "--")
     axes.set(ylim=(0, 101), xlabel=label)
     axes.set_xlim(left=0)
-    axes.set_title(f"Validation success, %, over {label}", loc="left", fontsize=9)
+    axes.set_title(f"Validation, %, over {label}", loc="left", fontsize=9)
     _bare(axes)
 
 
