@@ -81,7 +81,7 @@ def fpo_settings() -> Any:
         warmup_iterations=0,
         value_hidden=(64, 64),
     )
-    return FPOConfig(scratch=True, lanes=16, policy=ScratchConfig(sample_steps=5), core=core)
+    return FPOConfig(scratch=True, lanes=16, relative=True, policy=ScratchConfig(sample_steps=5), core=core)
 
 
 def environment(num_envs: int) -> Any:

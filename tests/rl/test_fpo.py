@@ -275,6 +275,19 @@ def test_anchor_is_zero_at_the_base_and_holds_to_it(reach_env):
     assert 0 < gaps[300.0] < 0.2 * gaps[0.0]
 
 
+def test_anchor_from_scratch_is_to_its_own_start(reach_env):
+    env = reach_env(8)
+    core = replace(CORE, anchor=replace(CORE.anchor, weight=0.01))
+    actor = fpo.make_actor(env, FPOConfig(scratch=True, lanes=8, core=core), 0)
+    learner = OnPolicyLearner(actor, env, core)
+    rollout = learner.collect()
+    trace = {key: rows.clone() for key, rows in rollout.rows(rollout.valid).items()}
+    assert actor.divergence_to_base(trace).abs().max() == 0
+    learner.update(rollout, 0.0)
+    assert actor.divergence_to_base(trace).mean() > 0
+    assert fpo.make_actor(env, FPOConfig(scratch=True, lanes=8, core=CORE), 0).base is None
+
+
 def test_wrong_heads_and_settings_are_refused(reach_env):
     spec = reach_env(1).spec
     with pytest.raises(CapabilityError, match=r"fpo needs .*: flow; this is a DiffusionHead"):

@@ -38,7 +38,7 @@ def scratch_config() -> FPOConfig:
     core = OnPolicyConfig(
         epochs=5, clip=0.05, target_kl=0.0, actor_learning_rate=1e-3, max_grad_norm=0.5, value_hidden=(64, 64)
     )
-    return FPOConfig(scratch=True, samples=4, core=core)
+    return FPOConfig(scratch=True, samples=4, relative=True, core=core)
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,8 @@ def make_actor(base: Any, config: FPOConfig, seed: int) -> FPOActor:
     """Return the actor that improves a copy of ``base``, or one from scratch for the base's interface."""
     if config.scratch:
         policy = flow_from_scratch(base.spec, config.policy)
-        return FPOActor(policy, config.lanes, seed, config, moments=ObservationMoments(base.spec))
+        start = frozen(policy) if config.core.anchor.weight else None  # N(0, I), where sampled actions are within reach
+        return FPOActor(policy, config.lanes, seed, config, start, ObservationMoments(base.spec))
     require_head(base, "velocity_steps", "fpo")
     reference = frozen(base)
     policy = frozen(base).requires_grad_(True)
