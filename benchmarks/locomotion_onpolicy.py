@@ -65,6 +65,7 @@ SB3 = {
 def fpo_settings() -> Any:
     """Return FPO's settings: the same roll-outs, passes and discount as PPO's."""
     from robot_rl.policies.scratch import ScratchConfig
+    from robot_rl.rl.on_policy.anchor import AnchorConfig
     from robot_rl.rl.methods.fpo import FPOConfig
 
     core = OnPolicyConfig(
@@ -80,6 +81,7 @@ def fpo_settings() -> Any:
         critic_learning_rate=3e-4,
         warmup_iterations=0,
         value_hidden=(64, 64),
+        anchor=AnchorConfig(weight=0.005),
     )
     return FPOConfig(scratch=True, lanes=16, relative=True, policy=ScratchConfig(sample_steps=5), core=core)
 
