@@ -65,8 +65,8 @@ SB3 = {
 def fpo_settings() -> Any:
     """Return FPO's settings: the same roll-outs, passes and discount as PPO's."""
     from robot_rl.policies.scratch import ScratchConfig
-    from robot_rl.rl.on_policy.anchor import AnchorConfig
     from robot_rl.rl.methods.fpo import FPOConfig
+    from robot_rl.rl.on_policy.anchor import AnchorConfig
 
     core = OnPolicyConfig(
         rollout_steps=64,
