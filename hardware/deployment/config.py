@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from hardware.console.server import ConsoleConfig
 from hardware.control.executor import ExecutorConfig
+from hardware.options import parse_options
 from hardware.robots.build import build_robot
 from hardware.safety.protection import Protection
 from robot_rl.core.errors import ConfigError
@@ -90,15 +90,7 @@ def robot_options(config: DeploymentConfig) -> dict[str, Any]:
         found = {"task": config.task, "seed": config.seed, "tick_rate_hz": config.executor.tick_rate_hz}
         if config.video is not None:
             found["trace"] = str(config.out / TRACE)
-    for text in config.robot_options:
-        name, mark, value = text.partition("=")
-        if not mark or not name:
-            raise ConfigError(f"robot option '{text}' is not of the form name=value")
-        try:
-            found[name] = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
-        except (ValueError, SyntaxError):
-            found[name] = value
-    return found
+    return found | parse_options(config.robot_options, "robot option")
 
 
 def protection(config: DeploymentConfig, robot: Robot) -> Protection | None:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from hardware.cameras.rig import build_camera
+from hardware.options import parse_options
 from hardware.ros.convert import to_image
 from hardware.ros.endpoint import Endpoint, quality
 from hardware.ros.lifecycle import ManagedConfig, run_managed_node
-from hardware.ros.parameters import Range, options
+from hardware.ros.parameters import Range
 from robot_rl.core.clock import Rate
 from robot_rl.core.errors import HardwareError
 
@@ -47,7 +48,7 @@ class CameraWork:
         from sensor_msgs.msg import Image
 
         self.config = config
-        given = {"kind": config.camera, **options(config.camera_options)}
+        given = {"kind": config.camera, **parse_options(config.camera_options, "option")}
         self.camera = build_camera(endpoint.node.get_name(), given)
         # Reliable: over the default profile an image is many datagrams, and best effort loses it with any of them. A
         # reader may still ask for best effort, and one that hangs only misses images.

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from hardware.control.executor import Executor, ExecutorConfig
+from hardware.options import parse_options
 from hardware.recording.recorder import Recorder
 from hardware.robots.build import build_robot
 from hardware.ros.endpoint import Endpoint
 from hardware.ros.lifecycle import ManagedConfig, run_managed_node
 from hardware.ros.link import ROBOT_SPEC, RosExecutorLink
-from hardware.ros.parameters import Range, options
+from hardware.ros.parameters import Range
 from hardware.safety.protection import Protection
 from hardware.safety.settings import protection_from
 from robot_rl.core.errors import ConfigError, HardwareError, UnknownNameError
@@ -59,7 +60,7 @@ def executor_config(texts: tuple[str, ...], unattended: bool) -> ExecutorConfig:
         UnknownNameError: no such setting; the nearest is suggested.
         ConfigError: a value of the wrong kind.
     """
-    given = options(texts)
+    given = parse_options(texts, "option")
     known = {field.name: field for field in dataclasses.fields(ExecutorConfig)}
     for name, value in given.items():
         if name not in known:
@@ -76,7 +77,7 @@ def executor_config(texts: tuple[str, ...], unattended: bool) -> ExecutorConfig:
 
 def make_robot(name: str, texts: tuple[str, ...], config: str = "") -> Robot:
     """Return the registered robot ``name`` with the settings of a file and the options ``("name=value", …)``."""
-    return build_robot(name, options(texts), config or None)
+    return build_robot(name, parse_options(texts, "option"), config or None)
 
 
 class ExecutorWork:

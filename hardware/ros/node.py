@@ -13,7 +13,7 @@ from typing import TypeVar
 from hardware.control.realtime import prepare_process
 from hardware.ros.endpoint import Endpoint
 from hardware.ros.link import RosOperatorLink, RosPolicyLink
-from hardware.ros.parameters import options, parse_flags, read_config
+from hardware.ros.parameters import parse_flags, read_config
 from hardware.ros.processes import end_with_supervisor
 from robot_rl.core.errors import HardwareError, RobotRLError
 from robot_rl.core.spec import Spec
@@ -24,7 +24,7 @@ Config = TypeVar("Config")
 EXIT_OK, EXIT_ERROR, EXIT_USAGE = 0, 1, 2
 """Exit codes: ended as asked (also by SIGINT or SIGTERM); failed with one line on stderr; unknown flag or value."""
 
-__all__ = ["open_process", "options", "parse_flags", "read_config", "run_node", "wait_for_robot"]
+__all__ = ["open_process", "parse_flags", "read_config", "run_node", "wait_for_robot"]
 
 
 def wait_for_robot(link: RosPolicyLink | RosOperatorLink, timeout: float, stop: threading.Event) -> Spec | None:

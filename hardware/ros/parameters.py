@@ -186,17 +186,3 @@ def _descriptor(setting: Setting, read_only: bool) -> ParameterDescriptor:
         low, high = setting.range.low, min(setting.range.high, 2**63 - 1)
         descriptor.integer_range = [IntegerRange(from_value=int(low), to_value=int(high), step=1)]
     return descriptor
-
-
-def options(texts: Sequence[str]) -> dict[str, Any]:
-    """Return ``("name=value", …)`` as a mapping; values become numbers and booleans where they read as such."""
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, mark, value = text.partition("=")
-        if not mark or not name:
-            raise ConfigError(f"option '{text}' is not of the form name=value")
-        try:
-            found[name] = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
-        except (ValueError, SyntaxError):
-            found[name] = value
-    return found

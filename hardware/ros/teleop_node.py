@@ -9,11 +9,12 @@ import time
 from dataclasses import dataclass
 from typing import Annotated
 
+from hardware.options import parse_options
 from hardware.ros.endpoint import Endpoint
 from hardware.ros.lifecycle import ManagedConfig, run_managed_node
 from hardware.ros.link import RosOperatorLink
 from hardware.ros.node import wait_for_robot
-from hardware.ros.parameters import Range, options
+from hardware.ros.parameters import Range
 from hardware.teleop.build import build_teleop
 from hardware.teleop.keyboard import key_map
 from hardware.transport import ExecutorStatus
@@ -81,7 +82,7 @@ class TeleopWork:
         robot = wait_for_robot(link, config.robot_timeout, stop)
         if robot is None:
             return
-        given = options(config.teleop_options)
+        given = parse_options(config.teleop_options, "option")
         device = build_teleop(config.teleop, robot.action.size, given, config.teleop_config or None)
         device.connect()
         if config.teleop == "keyboard":

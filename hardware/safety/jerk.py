@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from hardware.safety.flags import SafetyFlag
-from hardware.safety.motion import MotionLimiter, MotionState, any_of, braking_step
+from hardware.safety.motion import MotionLimiter, MotionState, all_of, any_of, braking_step
 from robot_rl.core.errors import ConfigError
 from robot_rl.core.robot import Limits
 
@@ -99,14 +99,14 @@ class JerkLimiter(MotionLimiter):
         fast, sudden = np.abs(wanted) > self.largest_step, np.abs(turn) > self.largest_change
         jerky = np.abs(turn - change) > self.largest_surge
         self._last_target = target
-        if not (self._behind or any_of(beyond | fast | sudden | jerky)) and _all(self._stoppable(wanted, turn)):
+        if not (self._behind or any_of(beyond | fast | sudden | jerky)) and all_of(self._stoppable(wanted, turn)):
             return target, 0
         most = self._change
         wish = np.minimum(np.maximum(np.minimum(np.maximum(turn, change - surge), change + surge), -most), most)
         wish, approached = self._towards(wanted, wish, drift)
         chosen, bounded = self._within_range(wish)
         reached = (chosen == turn) & ~(beyond | fast | sudden | jerky)
-        self._behind = not _all(reached)
+        self._behind = not all_of(reached)
         if not self._behind:
             return target, 0
         flags = _VELOCITY if any_of(fast) else 0
@@ -169,13 +169,13 @@ class JerkLimiter(MotionLimiter):
     def permits(self, command: np.ndarray) -> bool:
         """Return whether ``command`` (A,) may follow: within all limits, with a stop inside the range after it."""
         step = command - self.position
-        return not self.violations(command) and _all(self._stoppable(step, step - self.step))
+        return not self.violations(command) and all_of(self._stoppable(step, step - self.step))
 
     def violations(self, command: np.ndarray) -> int:
         """Stage 11: return the flags of the limits that ``command`` (A,) breaks; 0 if it keeps all of them exactly."""
         change = command - self.position - self.step
         kept = np.abs(change - self.change) <= self.largest_surge
-        return super().violations(command) | (0 if _all(kept) else _JERK)
+        return super().violations(command) | (0 if all_of(kept) else _JERK)
 
     def commit(self, command: np.ndarray) -> None:
         """Take ``command`` (A,) as sent."""
@@ -193,7 +193,7 @@ class JerkLimiter(MotionLimiter):
         place = self.position + step
         above, below = self._high_now - place, place - self._low_now
         slow = np.abs(step) + 0.5 * change * change / self._surge <= self.largest_step
-        if _all(slow & (np.minimum(above, below) >= self._farthest)):
+        if all_of(slow & (np.minimum(above, below) >= self._farthest)):
             return slow  # far from both ends, and no faster than permitted whichever way the change is led back
         forwards, peak = self.reach(step, change)
         backwards, trough = self.reach(-step, -change)
@@ -217,15 +217,11 @@ class JerkLimiter(MotionLimiter):
 
         Braking is such a change: the command before was admitted for it.
         """
-        if _all(self._stoppable(self.step + wish, wish)):
+        if all_of(self._stoppable(self.step + wish, wish)):
             return wish, np.zeros(wish.shape, bool)
         braked = self._braking(self.step, self.change)
         tried = braked + _SHARES * (wish - braked)
         return _last(tried, self._stoppable(self.step + tried, tried), wish)
-
-
-def _all(which: np.ndarray) -> bool:
-    return np.count_nonzero(which) == which.size
 
 
 def _last(tried: np.ndarray, permitted: np.ndarray, wish: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

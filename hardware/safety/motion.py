@@ -30,6 +30,11 @@ def any_of(which: np.ndarray) -> bool:
     return bool(np.count_nonzero(which))
 
 
+def all_of(which: np.ndarray) -> bool:
+    """Return whether all of ``which`` are true, as quickly as `any_of`."""
+    return np.count_nonzero(which) == which.size
+
+
 def braking_step(room: np.ndarray, brake: np.ndarray) -> np.ndarray:
     """Return the largest step (A,) from which a stop within ``room`` (A,) is possible.
 

@@ -437,8 +437,9 @@ def test_pinning_and_tracing_reach_the_policy_process(tmp_path):
 
 
 def test_node_settings_from_flags_parameters_and_defaults(tmp_path):
+    from hardware.options import parse_options
     from hardware.ros.executor_node import ExecutorNodeConfig, executor_config, make_robot
-    from hardware.ros.node import options, parse_flags, read_config
+    from hardware.ros.node import parse_flags, read_config
 
     file = tmp_path / "executor.yaml"
     file.write_text("/**:\n  ros__parameters:\n    seconds: 5\n    robot: fake\n    robot_options: [size=2]\n")
@@ -458,9 +459,9 @@ def test_node_settings_from_flags_parameters_and_defaults(tmp_path):
             read_config(ExecutorNodeConfig, misspelt.node, {})
     finally:
         misspelt.close()
-    assert options(["a=1", "b=true", "c=peg_insert"]) == {"a": 1, "b": True, "c": "peg_insert"}
+    assert parse_options(["a=1", "b=true", "c=peg_insert"], "option") == {"a": 1, "b": True, "c": "peg_insert"}
     with pytest.raises(RobotRLError, match="name=value"):
-        options(["oops"])
+        parse_options(["oops"], "option")
     with pytest.raises(RobotRLError, match="Did you mean 'late_steps'"):
         executor_config(("late_step=3",), False)
     with pytest.raises(RobotRLError, match="expected a int"):

@@ -183,11 +183,11 @@ class FPOActor(ChunkActor):
         """Let statistics and the mean loss catch up; inside an iteration that would falsify the ratios."""
         if self.moments is not None:
             self.moments.write(self.policy.normalizer)
+        if not self.config.relative:
+            return {}
         with torch.no_grad():
-            loss = distributed.mean(self._loss(trace).mean().item())
-        if self.config.relative:
-            self._reference = loss
-        return {"flow_loss": loss}
+            self._reference = distributed.mean(self._loss(trace).mean().item())
+        return {"flow_loss": self._reference}
 
     def state(self) -> dict[str, Tensor]:
         """Return the observation statistics and the mean loss."""
