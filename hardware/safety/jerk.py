@@ -133,7 +133,7 @@ class JerkLimiter(MotionLimiter):
     def brake(self) -> np.ndarray:
         """Return the next command (A,) of a stop that keeps the limits of acceleration and jerk."""
         chosen = self._braking(self.step, self.change)
-        if self._rates:
+        if self._has_rates:
             home = np.minimum(np.maximum(0.0, self.low), self.high)
             self._last_target = home  # a rest that does not move
             chosen = np.where(self.resting, self.limit(home)[0] - self.position - self.step, chosen)

@@ -91,12 +91,10 @@ class MotionLimiter:
         self.dt, self.low, self.high = dt, low, high
         self.largest_step, self.largest_change = velocity * dt, acceleration * dt * dt
         self._step_limit, self._change = self.largest_step * (1 - _SLACK), self.largest_change * (1 - _SLACK)
-        self._range, self._largest = (
-            (one.tolist(), other.tolist())
-            for one, other in ((self.low, self.high), (self.largest_step, self.largest_change))
-        )
+        self._range = (self.low.tolist(), self.high.tolist())
+        self._largest = (self.largest_step.tolist(), self.largest_change.tolist())
         self.resting = np.zeros(low.shape, bool) if resting is None else np.asarray(resting, bool)
-        self._rates = any_of(self.resting)
+        self._has_rates = any_of(self.resting)
         self.position = np.clip(np.zeros_like(low), low, high)
         self.step = np.zeros_like(low)
         self._low_now, self._high_now = low, high
@@ -128,7 +126,7 @@ class MotionLimiter:
     @property
     def moving(self) -> bool:
         """Whether the last command differed from the one before, or a rate is not zero."""
-        return any_of(self.step) or (self._rates and any_of(self.position[self.resting]))
+        return any_of(self.step) or (self._has_rates and any_of(self.position[self.resting]))
 
     def limit(self, target: np.ndarray) -> tuple[np.ndarray, int]:
         """Return the permitted command (A,) nearest to ``target`` (A,) along the way, and the flags of what limited it.
@@ -190,7 +188,7 @@ class MotionLimiter:
     def brake(self) -> np.ndarray:
         """Return the next command (A,) of the fastest stop that keeps the acceleration limits."""
         step = self.step - np.minimum(np.maximum(self.step, -self._change), self._change)
-        if self._rates:
+        if self._has_rates:
             home = np.minimum(np.maximum(0.0, self.low), self.high)
             self._last_target = home  # a rest that does not move
             step = np.where(self.resting, self.limit(home)[0] - self.position, step)
