@@ -7,6 +7,7 @@ import random
 import shlex
 import socket
 import sys
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,12 +82,18 @@ def prepare_environment(domain_id: int | None = None) -> None:
     os.environ.setdefault(_RANGE, "SYSTEM_DEFAULT" if loopback_only else "LOCALHOST")
 
 
-def free_domain() -> int:
+def free_domain(among: Iterable[int] = range(1, MAX_DOMAIN + 1)) -> int:
     """Return a domain id that no process of this machine uses now, for tests and demonstrations side by side.
 
     A participant binds UDP port 7400 + 250 * domain for discovery (DDS interoperability wire protocol, section 9.6.1).
+
+    Args:
+        among: ids to choose from; programs that look at the same time need different ones.
+
+    Raises:
+        ConfigError: none of them is free.
     """
-    candidates = list(range(1, MAX_DOMAIN + 1))
+    candidates = list(among)
     random.SystemRandom().shuffle(candidates)
     for domain in candidates:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -95,7 +102,7 @@ def free_domain() -> int:
             except OSError:
                 continue
             return domain
-    raise ConfigError(f"every ROS domain id from 1 to {MAX_DOMAIN} is in use on this machine")
+    raise ConfigError(f"every ROS domain id from {min(candidates)} to {max(candidates)} is in use on this machine")
 
 
 def open_context(domain_id: int | None = None, arguments: list[str] | None = None) -> Context:

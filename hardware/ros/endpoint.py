@@ -157,6 +157,11 @@ class Endpoint:
             if self._thread.is_alive():
                 logger.error("the ROS 2 I/O thread did not end within %.0f s", _JOIN_SECONDS)
         self.node.destroy_node()
+        machine = getattr(self.node, "_state_machine", None)
+        if machine is not None:
+            # rclpy's lifecycle node keeps its state machine, and with it its place in the graph, until the garbage
+            # collector finds the node: others would go on seeing a node that has ended.
+            machine.destroy_when_not_in_use()
         self._context.try_shutdown()
 
     def _flush(self, seconds: float) -> None:

@@ -79,11 +79,10 @@ def arguments(name):
 
 @pytest.mark.ros
 @pytest.mark.timeout(200)
-def test_human_in_the_loop_runs_from_its_launch_file(tmp_path):
+def test_human_in_the_loop_runs_from_its_launch_file(tmp_path, new_domain):
     """Robot, policy, scripted operator and recorder start, work together, and end in order; all from the command."""
     pytest.importorskip("rclpy", reason="ROS 2 is not installed: pip install 'robot-rl[ros]'")
     from hardware.robots.fake import FakeRobot
-    from hardware.ros.context import free_domain
     from robot_rl.policies.checkpoint import save_policy
     from robot_rl.policies.chunked import ChunkedConfig, ChunkedPolicy
 
@@ -100,7 +99,7 @@ def test_human_in_the_loop_runs_from_its_launch_file(tmp_path):
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env={**clean, "ROS_DOMAIN_ID": str(free_domain())},
+        env={**clean, "ROS_DOMAIN_ID": str(new_domain())},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -121,10 +120,8 @@ def test_human_in_the_loop_runs_from_its_launch_file(tmp_path):
 
 @pytest.mark.ros
 @pytest.mark.timeout(200)
-def test_simulated_robot_runs_from_its_launch_file(tmp_path):
+def test_simulated_robot_runs_from_its_launch_file(tmp_path, new_domain):
     pytest.importorskip("rclpy", reason="ROS 2 is not installed: pip install 'robot-rl[ros]'")
-    from hardware.ros.context import free_domain
-
     code = f"""
 import os, signal, subprocess, sys, time
 from hardware.ros.link import RosOperatorLink
@@ -146,7 +143,7 @@ finally:
     ran = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
-        env={**clean, "ROS_DOMAIN_ID": str(free_domain())},
+        env={**clean, "ROS_DOMAIN_ID": str(new_domain())},
         capture_output=True,
         text=True,
         timeout=180,

@@ -46,12 +46,12 @@ def launch(tmp_path):
 
 
 @pytest.fixture
-def domain():
+def domain(new_domain):
     """A ROS 2 domain of our own on this machine only."""
-    from hardware.ros.context import free_domain, prepare_environment
+    from hardware.ros.context import prepare_environment
 
     saved = dict(os.environ)
-    prepare_environment(free_domain())
+    prepare_environment(new_domain())
     yield
     os.environ.clear()
     os.environ.update(saved)
@@ -421,10 +421,10 @@ def test_a_process_is_started_again_and_the_end_of_a_required_one_ends_all(launc
 
 
 STUBBORN = """
-import os, signal, subprocess, sys, time
+import os, signal, sys, time
 for name in sys.argv[1:]:
     signal.signal(getattr(signal, name), signal.SIG_IGN)
-print("up", os.getpid(), flush=True)
+os.write(1, f"up {os.getpid()}\\n".encode())  # at once: two of them share a pipe
 time.sleep(60)
 """
 

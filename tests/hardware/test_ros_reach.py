@@ -1,5 +1,6 @@
 """Who can command over ROS 2: nobody outside the domain, nothing outside this machine; and who learns of an e-stop."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -14,7 +15,6 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed: pip install 'robot-
 from hardware.control.arbiter import Mode
 from hardware.control.executor import Executor, ExecutorConfig
 from hardware.robots.fake import FakeRobot
-from hardware.ros.context import free_domain
 from hardware.ros.endpoint import Endpoint
 from hardware.ros.link import RosExecutorLink, RosOperatorLink
 from robot_rl.core.teleop import OperatorEvent, OperatorInput
@@ -69,11 +69,11 @@ def commander():
         process.communicate()
 
 
-def test_peers_outside_the_domain_cannot_command(commander, ros_domain):
+def test_peers_outside_the_domain_cannot_command(commander, ros_domain, new_domain):
     """The same process is heard at once in our domain, and never in the next one: the silence is no accident."""
     link = RosExecutorLink(ROBOT.spec)
     try:
-        stranger = commander(free_domain())
+        stranger = commander(new_domain())
         time.sleep(2.0)
         assert stranger.poll() is None
         assert (link.poll_chunk(), link.poll_operator(), link.poll_estop()) == (None, None, False)
@@ -97,6 +97,20 @@ def test_nothing_outside_this_machine_can_send_to_our_processes():
         assert addresses == {"127.0.0.1"}, f"a socket is open to other machines: {opened}"
     finally:
         link.close()
+
+
+@pytest.mark.parametrize("managed", [False, True])
+def test_a_closed_endpoint_gives_its_sockets_back_at_once(managed):
+    """Without waiting for the garbage collector: what lingers stays visible to others and takes one of 16 places."""
+    before = own_udp_sockets()
+    gc.disable()
+    try:
+        endpoint = Endpoint("short_lived", managed=managed)
+        assert own_udp_sockets() - before
+        endpoint.close()
+        assert not own_udp_sockets() - before
+    finally:
+        gc.enable()
 
 
 def own_udp_sockets():
