@@ -70,6 +70,7 @@ class Attempts:
         *,
         listen: Callable[[str, Attempt | None], None] = lambda what, attempt: None,
         driven: Callable[[], bool] = lambda: True,
+        obeyed: Callable[[], bool] | None = None,
         place: Callable[[], np.ndarray | None] = lambda: None,
         again: bool = False,
     ) -> None:
@@ -82,6 +83,8 @@ class Attempts:
             listen: called with ``("attempt", attempt)`` after each (``"judged"`` where the verdict came from `judge`),
                 ``("returned", None)`` when the robot is back, and ``("finished", last)`` at the end.
             driven: whether the attempt is under way; while it is not, it takes no time and does not end.
+            obeyed: whether the robot does what this policy says; while it does not, the way back waits. ``driven`` by
+                default; where a human may drive in an attempt, the two differ.
             place: the command (A,) executed last, where it is known: whoever drove, the way back is the way there.
             again: go on after a success as well, with the next attempt.
 
@@ -95,7 +98,7 @@ class Attempts:
         if any(unit.strip().endswith("/s") for unit in base.spec.action.unit.split(",")):
             raise CapabilityError(f"actions in '{base.spec.action.unit}' cannot be taken back: they are rates")
         self.base, self.verifier, self._listen, self._again = base, verifier, listen, again
-        self._driven, self._place = driven, place
+        self._driven, self._obeyed, self._place = driven, obeyed or driven, place
         self.horizon, self.execute_steps = base.horizon, base.execute_steps
         self.obs_steps, self.spec = base.obs_steps, base.spec
         if verifier is not None:
@@ -142,16 +145,29 @@ class Attempts:
                 self._watch(history)
             return actions
         if self.phase == "returning":
-            self._back -= self.config.return_speed
-            if self._back <= 0:
-                self._arrive()
-            return self._path[max(0, int(self._back))][None]
+            return self._go_back()[None]
         return self._path[-1][None]
 
     # ---- inside -----------------------------------------------------------------------------------------------------
 
+    def _go_back(self) -> np.ndarray:
+        """Return the next action (A,) of the way back; while others drive or hold the robot, it waits for them."""
+        if not self._obeyed():
+            self._held = True
+        elif self._held:
+            self._held = False
+            place = self._place()
+            if place is not None:  # wherever they left it, the way back leads on from what is nearest to there
+                ahead = np.stack(self._path[: max(1, int(self._back) + 1)])
+                self._back = float(np.argmin(np.square(ahead - place).sum(1)))
+        else:
+            self._back -= self.config.return_speed
+            if self._back <= 0:
+                self._arrive()
+        return self._path[max(0, min(int(self._back), len(self._path) - 1))]
+
     def _begin(self) -> None:
-        self._steps, self._shown, self._largest = 0, 0, 0.0
+        self._steps, self._shown, self._largest, self._held = 0, 0, 0.0, False
         self._path: list[np.ndarray] = []
         with self._lock:
             self._verdict = None

@@ -81,7 +81,7 @@ class ExecutorLink(Protocol):
         """Return the oldest operator reading not yet read, or None; its stamp is the time of receipt here."""
 
     def poll_estop(self) -> bool:
-        """Return whether an emergency stop is asked for through this link; stays True until it is withdrawn."""
+        """Return whether an emergency stop is, or was since the last call, asked for through this link."""
 
     def publish_status(self, status: ExecutorStatus) -> None:
         """Tell whoever listens; never blocks."""
@@ -102,6 +102,32 @@ class PolicyLink(Protocol):
 
     def close(self) -> None:
         """Release what the link holds."""
+
+
+class StopButton:
+    """A remote emergency stop of which no press is missed: it reads as pressed while it is, and once more after it.
+
+    One thread sets it and one polls it.
+    """
+
+    def __init__(self) -> None:
+        self._pressed, self._presses, self._seen = False, 0, 0
+
+    def set(self, pressed: bool) -> None:
+        """Press or release it."""
+        self._presses += pressed
+        self._pressed = pressed
+
+    def poll(self) -> bool:
+        """Return whether it is pressed, or was since the last call."""
+        presses = self._presses
+        unseen, self._seen = presses != self._seen, presses
+        return self._pressed or unseen
+
+    @property
+    def waiting(self) -> bool:
+        """What `poll` would return."""
+        return self._pressed or self._presses != self._seen
 
 
 class InProcessTransport:
@@ -130,7 +156,7 @@ class InProcessTransport:
         self._operator: deque[OperatorInput] = deque(maxlen=64)
         self._arrived = threading.Condition()
         self._answered = threading.Event()
-        self._estop = False
+        self._estop = StopButton()
         self.executor = InProcessExecutorLink(self)
         self.policy = InProcessPolicyLink(self)
         if not quiet:
@@ -145,7 +171,7 @@ class InProcessTransport:
 
     def set_estop(self, pressed: bool) -> None:
         """Press or release a remote emergency stop (the executor's latch stays until it is reset)."""
-        self._estop = pressed
+        self._estop.set(pressed)
         self._answered.set()
 
 
@@ -179,11 +205,11 @@ class InProcessExecutorLink:
 
     def wait_estop(self, timeout: float) -> bool:
         """Wait up to ``timeout`` seconds for the remote emergency stop; return whether it is pressed."""
-        return wait_until(self.poll_estop, self._transport._answered, timeout)
+        return wait_until(lambda: self._transport._estop.waiting, self._transport._answered, timeout)
 
     def poll_estop(self) -> bool:
-        """Return whether the remote emergency stop is pressed."""
-        return self._transport._estop
+        """Return whether the remote emergency stop is pressed, or was since the last call."""
+        return self._transport._estop.poll()
 
     def publish_status(self, status: ExecutorStatus) -> None:
         """Keep the status for whoever looks at `InProcessTransport.status`."""

@@ -112,6 +112,7 @@ class Executor:
         self._phase, self._tick_time = 0, -np.inf
         self.replaceable = False
         """Whether a chunk may replace the present tick's command now."""
+        self._filtered = False
         self._accepted: float | None = None
         self._flushed, self._new_episode = False, False
         self._next_status = -np.inf
@@ -129,10 +130,14 @@ class Executor:
         self._lease = RobotLease(resource) if resource else None
         try:
             self.port.connect()
+            try:
+                self.safety.anchor(self.robot.hold_command())
+            except BaseException:
+                self.robot.disconnect()
+                raise
         except BaseException:
             self._give_up_lease()
             raise
-        self.safety.anchor(self.robot.hold_command())
         self.times.connected = self.now()
 
     def run(self, stop: threading.Event, seconds: float = 0.0, patience: float = 120.0) -> None:
@@ -146,11 +151,13 @@ class Executor:
         ControlLoop(self).run(stop, seconds, patience)
 
     def shut_down(self) -> None:
-        """Send a last hold, ask the robot to stop, and disconnect it; the report says whether it confirmed."""
+        """Ask the robot to stop, and disconnect it; the report says whether it confirmed."""
         self.port.stop()
         self._publish(self.now())
-        self.robot.disconnect()
-        self._give_up_lease()
+        try:
+            self.robot.disconnect()
+        finally:
+            self._give_up_lease()
         if isinstance(self.recorder, Recorder):
             self.recorder.note_run(self.report())
 
@@ -172,18 +179,22 @@ class Executor:
         An exception anywhere in the tick is a latched stop, and the brake is sent all the same.
         """
         now = self.now()
-        self.replaceable = False
+        self.replaceable, self._filtered = False, False
         try:
             return self._run_tick(now, closing)
         except Exception:
             logger.exception("executor: exception; the robot is stopped")
             self.arbiter.stop(now, "exception")
             self.safety.note(SafetyFlag.EXCEPTION, now)
-            verdict = self.safety.filter(None, Situation(now, self.port.observation, estop=True))
-            self._send(verdict.command)
+            if self._filtered:
+                verdict = self.safety.stop(now)  # instead of what this tick may have sent, not on top of it
+            else:
+                verdict = self.safety.filter(None, Situation(now, self.port.observation, estop=True))
+            self._send(verdict.command, replacement=self._filtered)
             self._cut_power()
-            self._tick += 1
             return Verdict(verdict.command, verdict.flags | SafetyFlag.EXCEPTION)
+        finally:
+            self._tick += 1
 
     def _run_tick(self, now: float, closing: bool) -> Verdict:
         flags = self.port.observe(lambda: self._restart(now))
@@ -195,9 +206,10 @@ class Executor:
         self._verdicts(events, now)
         stopped_by = self.arbiter.reason if self.arbiter.mode is Mode.STOPPED else ""
         mode = self.arbiter.update(now, self.operator.reading, events, estop)
-        if mode is Mode.IDLE and stopped_by and (stopped_by == "tracking_error" or self.port.powerless):
+        if mode is Mode.IDLE and stopped_by and (not self.safety.moving or stopped_by == "tracking_error"):
+            # The old command is where the robot could not go, or where it was before it sagged or was pushed away.
             self.port.powerless = False
-            self.safety.anchor(self.robot.hold_command())  # the old command is where the robot could not go, or is not
+            self.safety.anchor(self.robot.hold_command())
         phase = self._tick % self.ticks_per_step
         self._phase, self._tick_time = phase, now
         if phase == 0:
@@ -206,12 +218,12 @@ class Executor:
         self._enter(now)
         target, stamp, starved = self.targets.wanted(now, phase, self.safety.command)
         verdict = self.safety.filter(target, self._situation(now, stamp))
+        self._filtered = True
         flags |= verdict.flags | starved
         flags |= self._send(verdict.command)
         arbiter = self.arbiter
         self.journal.tick(flags, arbiter.mode, arbiter.reason, arbiter.writer, self.targets.human)
         self._judge(flags, now)
-        self._tick += 1
         self.replaceable = self._may_replace and not closing and arbiter.mode in DRIVEN
         if now >= self._next_status or self.arbiter.mode is not self._mode:
             self._publish(now)
@@ -239,15 +251,18 @@ class Executor:
             return False
 
     def stop_between_ticks(self) -> bool:
-        """Answer an emergency stop that was pressed between two ticks: brake instead of the present tick's command.
+        """Latch an emergency stop that was pressed between two ticks, and brake instead of the present tick's command.
 
-        Only on a robot that takes a second command; on others the next tick brakes. Returns whether it did.
+        It brakes at once only on a robot that takes a second command; on others the next tick does, even if the stop
+        has been released by then. Returns whether it braked.
         """
-        if not self._may_stop or self.arbiter.mode is Mode.STOPPED or not self.link.poll_estop():
+        if self.arbiter.mode is Mode.STOPPED:
             return False
         now = self.now()
         self.replaceable = False
         self.arbiter.stop(now, "emergency_stop")
+        if not self._may_stop:
+            return False
         try:
             verdict = self.safety.stop(now)
             flags = verdict.flags | SafetyFlag.REPLACED_WITHIN_TICK | self._send(verdict.command, replacement=True)
@@ -263,7 +278,10 @@ class Executor:
         if not self._take_chunks(now, self._phase):
             return False
         self.replaceable = False
-        if self.link.poll_estop() or self.robot.state() is not RobotState.READY:
+        if self.link.poll_estop():
+            self.stop_between_ticks()
+            return False
+        if self.robot.state() is not RobotState.READY:
             return False
         target, stamp, starved = self.targets.wanted(self._tick_time, self._phase, self.safety.previous)
         if target is None or starved:
@@ -376,9 +394,15 @@ class Executor:
             self.journal.record(event)
 
     def _publish(self, now: float) -> None:
+        """Tell whoever listens; that this fails is no reason to stop the robot."""
         self._mode = self.arbiter.mode
         self._next_status = now + 1.0 / self.config.status_rate_hz
-        self.link.publish_status(self.status(now))
+        try:
+            self.link.publish_status(self.status(now))
+        except Exception:
+            if not self.counters["status_failures"]:
+                logger.exception("the status cannot be published")
+            self.counters["status_failures"] += 1
 
     def status(self, now: float) -> ExecutorStatus:
         """Return what the executor is doing at the monotonic time ``now``."""

@@ -65,9 +65,7 @@ class OperatorInbox:
             if motion.shape != (self._size,) or shown.shape != motion.shape or not np.isfinite([motion, shown]).all():
                 self.dropped += 1
                 continue
-            before = newest.get(reading.source)
-            if before is None or reading.enabled or not before.enabled:
-                newest[reading.source] = reading
+            newest[reading.source] = reading
         for reading in newest.values():
             if self._may_drive(reading, reading.source in asking):
                 self.reading = reading

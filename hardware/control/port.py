@@ -1,4 +1,4 @@
-"""The executor's calls to its robot: none of them raises, and what fails is named, counted and logged once."""
+"""The executor's calls to its robot: none raises, and what fails is named, counted, and logged once per failure."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class RobotPort:
         self.powerless = False
         """Whether the drives were switched off: the robot is sent nothing until this is withdrawn."""
         self._epoch = 0
+        self._blind, self._deaf = False, False
 
     def connect(self) -> None:
         """Connect and observe for the first time; failures are raised here, before anything moves."""
@@ -44,12 +45,15 @@ class RobotPort:
             if epoch != self._epoch:
                 self._epoch = epoch
                 on_new_scene()
-            return SafetyFlag.ROBOT_FAULT if self.robot.state() is RobotState.FAULT else 0
+            fault = self.robot.state() is RobotState.FAULT
         except Exception as error:
-            if not self.counters["observe_failures"]:
+            if not self._blind:
                 logger.exception("the robot cannot be observed: %s", error)
+            self._blind = True
             self.counters["observe_failures"] += 1
             return SafetyFlag.ROBOT_FAULT
+        self._blind = False
+        return SafetyFlag.ROBOT_FAULT if fault else 0
 
     def measured(self) -> np.ndarray | None:
         """Return where the robot is (A,), in the units of its command; None if it does not say."""
@@ -60,17 +64,19 @@ class RobotPort:
             return None
 
     def send(self, command: np.ndarray) -> int:
-        """Send ``command`` (A,) and return the flags of what failed; the first failure asks the robot to stop."""
+        """Send ``command`` (A,) and return the flags of what failed; the first of several asks the robot to stop."""
         if self.powerless:
             return 0
         try:
             self.robot.command(command)
         except Exception as error:
-            if not self.counters["command_failures"]:
+            self.counters["command_failures"] += 1
+            if not self._deaf:
+                self._deaf = True
                 logger.exception("the robot did not take a command: %s", error)
                 self.stop()
-            self.counters["command_failures"] += 1
             return SafetyFlag.ROBOT_FAULT
+        self._deaf = False
         return 0
 
     def stop(self) -> None:

@@ -56,6 +56,14 @@ class ExecutorConfig:
     realtime_priority: int = 50
     """Real-time priority (SCHED_FIFO) of the loop where the system permits it; 0 asks for none."""
 
+    def __post_init__(self) -> None:
+        for name, lowest in (("execute_steps", 1), ("late_steps", 0), ("blend_seconds", 0), ("tracking_seconds", 0)):
+            if not getattr(self, name) >= lowest:
+                raise ConfigError(f"{name} must be {lowest} or more, got {getattr(self, name)}")
+        for name in ("human_speed", "max_state_age", "max_camera_age", "operator_timeout", "status_rate_hz"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+
 
 def ticks_per_step(tick_rate_hz: float, policy_rate_hz: float) -> int:
     """Return how many ticks a policy step has; raises `ConfigError` unless that is a whole number."""

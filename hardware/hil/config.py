@@ -62,11 +62,11 @@ class HILConfig:
     """Hold after going back until the operator hands back (key b), where the reward is not the task's: somebody has to
     set the scene."""
     validate_every: int = 5_000
-    """Control steps between validations without exploration and operator, on a simulated robot; 0 for none."""
+    """Control steps between validations without exploration and operator, where clock is fast; 0 for none."""
     validation_episodes: int = 30
     """Episodes per validation."""
     stop_at: float = 1.01
-    """End when a validation's success rate reaches this; above 1 for never."""
+    """End when a validation's success rate reaches this (clock=fast); above 1 for never."""
     seed: int = 0
     """Seed of weights, exploration and scenes."""
     threads: int = 1
@@ -117,6 +117,8 @@ def check(config: HILConfig) -> None:
     """Raise `ConfigError` for settings that do not go together."""
     if config.clock == "fast" and (config.robot != "sim" or config.operator not in ("scripted", "none")):
         raise ConfigError("clock=fast is for the simulated robot 'sim' with operator=scripted or none")
+    if config.clock != "fast" and config.stop_at <= 1.0:
+        raise ConfigError("stop_at looks at validations, and there are none while the clock is real: clock=fast")
     if config.operator == "none" and config.robot != "sim":
         raise ConfigError(f"the robot '{config.robot}' needs an operator; 'none' is for the simulated robot")
     if config.method == "hg_dagger" and config.operator == "none":

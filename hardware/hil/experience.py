@@ -7,7 +7,7 @@ through the arbiter, the chunk player and the safety chain.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,8 @@ class Experience:
         if self._paused():
             self._cut()
             return
+        # Images would fill the memory, and nothing here looks at them.
+        step = replace(step, observation={key: step.observation[key] for key in self._spec.observation})
         last = (self._waiting or self._steps or [None])[-1]
         if last is not None and abs(step.stamp - last.stamp - self._period) > 0.5 * self._period:
             self._cut()  # the operator pressed stop, or steps were lost

@@ -221,6 +221,7 @@ class _Session:
                 verifier,
                 listen=reporter,
                 driven=lambda: transport.status is not None and transport.status.writer != "none",
+                obeyed=lambda: transport.status is not None and transport.status.writer == "policy",
                 place=lambda: None if transport.status is None else np.array(transport.status.command, np.float32),
                 again=True,
             )
@@ -280,24 +281,25 @@ class _Session:
                 ("executor", lambda: executor.run(stop)),
             )
         ]
-        if teleop is not None:
-            teleop.connect()
-        self._connected = True
-        try:
+        with ExitStack() as stack:
+            if teleop is not None:
+                teleop.connect()
+                stack.callback(teleop.disconnect)
+            self._connected = True
+            # A second Ctrl-C does not cut the braking short.
+            stack.enter_context(interrupted_by_signals(stop))
             executor.connect()
-            with interrupted_by_signals(stop):
+            try:
                 for thread in threads:
                     thread.start()
                 while not stop.wait(0.1) and not self.spent:
                     self._take_stock()
-        finally:
-            stop.set()
-            threads[1].join(5.0)
-            executor.shut_down()
-            policy_stop.set()
-            threads[0].join(5.0)
-            if teleop is not None:
-                teleop.disconnect()
+            finally:
+                stop.set()
+                threads[1].join(5.0)
+                executor.shut_down()
+                policy_stop.set()
+                threads[0].join(5.0)
         if failures:
             raise HardwareError(f"the actor failed: {failures[0]}") from failures[0]
 
@@ -341,7 +343,10 @@ class _Session:
         from robot_rl.policies.checkpoint import save_policy
 
         policy, count = self.acting.frozen(), self.config.validation_episodes
-        outcomes = run_alone(policy, self.config.task, self.config.executor, count, VALIDATION_SEED)
+        options = parse_options(self.config.robot_options, "robot option")
+        outcomes = run_alone(
+            policy, self.config.task, self.config.executor, count, VALIDATION_SEED, options, self._protection
+        )
         success = sum(outcomes) / count
         done = Validation(self.report.steps, self.seconds, success, count)
         self.report.validations.append(done)

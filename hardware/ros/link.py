@@ -30,7 +30,7 @@ from typing import Any
 
 from hardware.ros import convert
 from hardware.ros.endpoint import Endpoint, quality
-from hardware.transport import ExecutorStatus, wait_for, wait_until
+from hardware.transport import ExecutorStatus, StopButton, wait_for, wait_until
 from robot_rl.core.errors import HardwareError
 from robot_rl.core.policy import ActionChunk
 from robot_rl.core.robot import StampedObservation
@@ -75,7 +75,7 @@ class RosExecutorLink:
         self._chunks: deque[ActionChunk] = deque(maxlen=8)
         self._answered = threading.Event()
         self._operator: deque[OperatorInput] = deque(maxlen=64)
-        self._estop = False
+        self._estop = StopButton()
         self._sent: deque[tuple[int, float]] = deque(maxlen=_REMEMBERED)
         self.chunk_received = 0.0
         """Monotonic time (s) when the last chunk arrived, by this process's own clock; 0 before the first."""
@@ -117,11 +117,11 @@ class RosExecutorLink:
 
     def wait_estop(self, timeout: float) -> bool:
         """Wait up to ``timeout`` seconds for the e-stop topic to say pressed; return whether it does."""
-        return wait_until(self.poll_estop, self._answered, timeout)
+        return wait_until(lambda: self._estop.waiting, self._answered, timeout)
 
     def poll_estop(self) -> bool:
-        """Return whether the newest message on the e-stop topic says pressed."""
-        return self._estop
+        """Return whether the newest message on the e-stop topic says pressed, or one since the last call did."""
+        return self._estop.poll()
 
     def publish_status(self, status: ExecutorStatus) -> None:
         """Publish the status as a diagnostic message named ``robot_rl executor``."""
@@ -148,9 +148,9 @@ class RosExecutorLink:
         self._operator.append(replace(convert.from_joy(message), stamp=time.monotonic()))
 
     def _on_estop(self, message: Any) -> None:
-        if message.data and not self._estop:
+        if message.data and not self._estop.waiting:
             logger.warning("emergency stop pressed on topic '%s'", ESTOP)
-        self._estop = bool(message.data)
+        self._estop.set(bool(message.data))
         self._answered.set()
 
 
@@ -279,7 +279,7 @@ class RosOperatorLink:
         self._announced = threading.Event()
         self._pressed = False
         self._reset_due: float | None = None
-        self._newest: dict[str, float] = {}
+        self._newest: dict[str, tuple[float, bool]] = {}
         self._publish_operator = self.endpoint.publisher(Joy, OPERATOR, quality(64))
         self._publish_estop = self.endpoint.publisher(Bool, ESTOP, quality(1, latched=True))
         self.endpoint.subscribe(DiagnosticArray, STATUS, self._on_status, quality(16))
@@ -301,12 +301,14 @@ class RosOperatorLink:
         reset that overtakes the release would be refused.
 
         The receiver stamps readings when they arrive, so one that is not newer than the last (a device that was lost)
-        is not sent unless it asks for something: silence is what the executor recognises as a lost operator.
+        is not sent unless it asks for something: silence is what the executor recognises as a lost operator. That the
+        dead-man switch was let go is sent at any rate.
         """
-        newest = self._newest.get(reading.source, -math.inf)
-        if reading.stamp <= newest and not reading.events and self._reset_due is None:
+        newest, held = self._newest.get(reading.source, (-math.inf, False))
+        let_go = held and not reading.enabled
+        if reading.stamp <= newest and not let_go and not reading.events and self._reset_due is None:
             return
-        self._newest[reading.source] = max(newest, reading.stamp)
+        self._newest[reading.source] = (max(newest, reading.stamp), reading.enabled)
         events = list(reading.events)
         if OperatorEvent.EMERGENCY_STOP in events:
             self.set_estop(True)

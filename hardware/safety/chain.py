@@ -34,6 +34,7 @@ from hardware.safety.jerk import JerkLimiter
 from hardware.safety.motion import MotionLimiter, MotionState, all_of, any_of
 from hardware.safety.surroundings import Guards, Surroundings
 from hardware.safety.workspace import Workspace
+from robot_rl.core.errors import HardwareError
 from robot_rl.core.robot import Limits, StampedObservation
 
 logger = logging.getLogger(__name__)
@@ -146,7 +147,14 @@ class SafetyChain:
         return self._motion.largest_change
 
     def anchor(self, command: np.ndarray) -> None:
-        """Start from ``command`` (A,) at rest, on connecting or after a reset of the scene."""
+        """Start from ``command`` (A,) at rest, on connecting or after a reset of the scene.
+
+        Raises:
+            HardwareError: it is not (A,) finite numbers: nothing that follows it could be checked.
+        """
+        command = np.asarray(command, float)
+        if command.shape != self.command.shape or not all_of(np.isfinite(command)):
+            raise HardwareError(f"the robot does not say where it is: {command.tolist()}")
         self._motion.anchor(command)
         self._lagging = 0
         self._before = self._origin = None

@@ -10,6 +10,8 @@ followed, which a command before was admitted for.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from hardware.safety.flags import SafetyFlag
@@ -34,6 +36,8 @@ _SHARES = np.linspace(0.0, 1.0, 13)[:, None]
 
 class JerkLimiter(MotionLimiter):
     """A `MotionLimiter` that keeps ``limits.jerk`` too, whether it follows a wish or brakes."""
+
+    most_ticks = 400
 
     def __init__(self, limits: Limits, dt: float, resting: np.ndarray | None = None) -> None:
         """As `MotionLimiter`; raises `ConfigError` without a positive jerk limit."""
@@ -141,11 +145,16 @@ class JerkLimiter(MotionLimiter):
         self._behind = True
         return self._last_target
 
-    def braking_path(self, command: np.ndarray, most: int = 200) -> np.ndarray:
+    @property
+    def braking_ticks(self) -> int:
+        """Ticks that a stop from full speed, and still gaining, takes at most."""
+        return math.ceil((self.largest_step / self._change + 2.0 * self._change / self._surge).max()) + 2
+
+    def braking_path(self, command: np.ndarray) -> np.ndarray:
         """Return the commands (T, A) from ``command`` (A,) through braking to standstill, first ``command``."""
         path, step = [command], command - self.position
         change = step - self.step
-        for _ in range(most):
+        for _ in range(self.most_ticks):
             change = self._braking(step, change)
             step = step + change
             if not any_of(step):

@@ -75,6 +75,9 @@ class MotionLimiter:
     set are rates themselves (a base's speed): they brake towards zero instead of towards standing still.
     """
 
+    most_ticks = 1000
+    """Length of the longest braking path that is looked at, in ticks."""
+
     def __init__(self, limits: Limits, dt: float, resting: np.ndarray | None = None) -> None:
         """Convert ``limits`` to displacements per tick of ``dt`` seconds; raises `ConfigError` if they cannot work."""
         low, high = (np.clip(np.asarray(x, float), -_FAR, _FAR) for x in (limits.low, limits.high))
@@ -196,10 +199,18 @@ class MotionLimiter:
         self._behind = True
         return self._last_target
 
-    def braking_path(self, command: np.ndarray, most: int = 200) -> np.ndarray:
-        """Return the commands (T, A) from ``command`` (A,) through full braking to standstill, first ``command``."""
+    @property
+    def braking_ticks(self) -> int:
+        """Ticks that a stop from full speed takes."""
+        return math.ceil((self.largest_step / self._change).max())
+
+    def braking_path(self, command: np.ndarray) -> np.ndarray:
+        """Return the commands (T, A) from ``command`` (A,) through full braking to standstill, first ``command``.
+
+        All of them, if `braking_ticks` are no more than `most_ticks`: whoever judges by the path sees to that.
+        """
         step = command - self.position
-        needed = min(most, math.ceil((np.abs(step) / self._change).max()))
+        needed = min(self.most_ticks, math.ceil((np.abs(step) / self._change).max()))
         shrink = np.arange(needed + 1)[:, None] * self._change
         steps = np.sign(step) * np.maximum(np.abs(step) - shrink, 0.0)
         steps[0] = 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -11,6 +11,7 @@ from hardware.safety.flags import SafetyFlag
 from hardware.safety.motion import MotionLimiter
 from hardware.safety.speed import PointSpeed
 from hardware.safety.workspace import Workspace
+from robot_rl.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from hardware.safety.clearance import Clearance
@@ -48,6 +49,15 @@ class Surroundings:
     """Keeps what ``motion`` permits slow, inside the workspace, off singularities, and apart from obstacles."""
 
     def __init__(self, motion: MotionLimiter, guards: Guards) -> None:
+        """Join them; raises `ConfigError` if a stop takes longer than can be looked ahead every tick."""
+        if any(getattr(guards, one.name) is not None for one in fields(guards)) and (
+            motion.braking_ticks > motion.most_ticks
+        ):
+            raise ConfigError(
+                f"a stop from the velocity limit takes {motion.braking_ticks} ticks of {motion.dt:g} s, and what keeps "
+                f"the robot away from its surroundings looks {motion.most_ticks} ahead: lower the velocity limit or the "
+                "tick rate, or raise the limits of acceleration and jerk"
+            )
         self._motion, self._guards = motion, guards
         self._outside: dict[int, float] = {}
 

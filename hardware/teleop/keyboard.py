@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import select
 import sys
 import termios
@@ -36,6 +37,9 @@ EVENT_KEYS: dict[str, OperatorEvent] = {
 """Keys that ask for something. Capitals count as small letters."""
 _PAIRS = (("w", "s"), ("a", "d"), ("e", "q"), ("i", "k"), ("j", "l"), ("o", "u"), ("g", "f"), ("v", "c"))
 _ARROWS = {f"\x1b{kind}{letter}": key for kind in "[O" for letter, key in zip("ABDC", "wsad", strict=True)}
+_SEQUENCE = re.compile(r"\x1b(?:\[\[[A-E]|\[[0-?]*[!-/]*[@-Z\\^-~]|O[@-~]|[^\[O \x03\x1b])")
+"""What one press of a function, arrow or Alt key sends. Never a space: the emergency stop works after anything."""
+_UNFINISHED = re.compile(r"\x1b(?:\[[0-?]*[!-/]*|\[\[|O)?")
 _INTERRUPT = "\x03"
 
 
@@ -150,7 +154,10 @@ class KeyboardTeleop:
         self.disconnect()
 
     def _read(self) -> list[str]:
-        """Return the keys waiting in the terminal, small letters, arrows as the letters they stand for."""
+        """Return the keys waiting in the terminal, small letters, arrows as the letters they stand for.
+
+        Other keys that send more than one character are passed over: a part of one must not drive the robot.
+        """
         if self._fd is None or self._saved is None or self._lost:
             return []
         text = self._partial
@@ -166,11 +173,11 @@ class KeyboardTeleop:
             self._lost = True
         keys = []
         while text:
-            arrow = next((sequence for sequence in _ARROWS if text.startswith(sequence)), None)
-            if arrow is not None:
-                keys.append(_ARROWS[arrow])
-                text = text[len(arrow) :]
-            elif text in ("\x1b", "\x1b[", "\x1bO"):
+            sequence = _SEQUENCE.match(text)
+            if sequence is not None:
+                keys += [_ARROWS[sequence[0]]] if sequence[0] in _ARROWS else []
+                text = text[sequence.end() :]
+            elif _UNFINISHED.fullmatch(text):
                 self._partial = text
                 break
             else:

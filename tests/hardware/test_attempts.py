@@ -103,6 +103,26 @@ def test_the_way_back_is_where_the_robot_has_been_whoever_drove_and_waiting_take
     assert attempts.phase == "acting"
 
 
+def test_the_way_back_waits_while_the_robot_is_held_and_leads_on_from_where_it_was_left():
+    told, driven, place = [], [True], [None]
+    attempts = Attempts(
+        Climber(),
+        AttemptConfig(1, 0.5),
+        Verifier(),
+        listen=lambda what, _: told.append(what),
+        driven=lambda: driven[0],
+        place=lambda: place[0],
+    )
+    assert drive(attempts, [0.0] * 7) == [0, 1, 2, 3, 4, 4, 3]
+    driven[0] = False
+    drive(attempts, [0.0] * 20)
+    assert told == ["attempt"]
+    assert attempts.phase == "returning"
+    driven[0], place[0] = True, np.array([1.2])
+    assert drive(attempts, [0.0] * 2) == [1, 0]
+    assert told == ["attempt", "returned"]
+
+
 def test_somebody_else_may_judge_and_it_goes_on_for_ever():
     told = []
     attempts = Attempts(Climber(), AttemptConfig(-1, 10.0), None, listen=lambda what, _: told.append(what), again=True)

@@ -5,10 +5,11 @@ import pytest
 from deployment_rig import Rig, WanderingPolicy
 
 from hardware.control.arbiter import REASONS
-from hardware.control.executor import ExecutorConfig, ticks_per_step
+from hardware.control.executor import Executor, ExecutorConfig, ticks_per_step
 from hardware.robots.fake import FakeRobot
 from hardware.safety.flags import HOLDING_FAULTS, STOPPING_FAULTS, SafetyFlag, flag_names
-from robot_rl.core.errors import ConfigError
+from hardware.transport import InProcessTransport
+from robot_rl.core.errors import ConfigError, HardwareError
 from robot_rl.core.policy import ActionChunk
 from robot_rl.core.robot import Limits, StopKind
 from robot_rl.core.teleop import OperatorEvent
@@ -211,6 +212,113 @@ def test_a_remote_emergency_stop_stays_until_it_is_released_and_reset():
     assert rig.mode == "stopped"
     rig.tick(OperatorEvent.RESET)
     assert rig.mode == "idle"
+
+
+def test_a_remote_emergency_stop_that_is_released_at_once_is_not_missed():
+    rig = Rig().start()
+    rig.tick(count=7)
+    rig.transport.set_estop(True)
+    rig.transport.set_estop(False)
+    assert rig.transport.executor.wait_estop(0.0)
+    rig.tick()
+    assert (rig.mode, rig.reason) == ("stopped", "emergency_stop")
+    rig.tick(OperatorEvent.RESET)
+    assert rig.mode == "idle", "it is seen once"
+
+
+def test_a_stop_between_ticks_is_latched_on_a_robot_that_takes_one_command_per_tick():
+    rig = Rig().start()
+    rig.tick(count=7)
+    rig.executor._may_stop = False
+    sent = len(rig.plain.commands)
+    assert not rig.executor.stop_between_ticks()
+    assert len(rig.plain.commands) == sent
+    assert (rig.mode, rig.reason) == ("stopped", "emergency_stop")
+
+
+def test_a_reset_takes_up_a_robot_that_was_moved_while_it_was_stopped():
+    rig = Rig().start()
+    rig.tick(OperatorEvent.EMERGENCY_STOP)
+    rig.tick(count=40)
+    rig.plain._position = rig.plain._position - 0.3
+    rig.plain.command = lambda command: None  # no power
+    rig.tick(count=5)
+    rig.tick(OperatorEvent.RESET)
+    np.testing.assert_allclose(rig.executor.safety.command, rig.plain.hold_command())
+
+
+def test_what_fails_after_the_command_was_sent_moves_the_robot_no_further():
+    rig = Rig(WanderingPolicy(FakeRobot().spec, speed=0.03)).start()
+    rig.tick(count=9)
+    before, step = rig.executor.safety.command.copy(), rig.executor.safety.step.copy()
+    tick = rig.executor._tick
+
+    def fail(*_):
+        raise RuntimeError("the journal is full")
+
+    rig.executor._judge = fail
+    rig.executor.tick()
+    rig.clock.now += rig.executor.dt
+    assert (rig.mode, rig.reason) == ("stopped", "exception")
+    assert rig.executor._tick == tick + 1
+    moved = np.abs(rig.executor.safety.command - before)
+    assert (moved <= np.abs(step) + 1e-12).all(), "a brake, instead of what was sent"
+    rig.executor._judge = lambda *_: None
+    assert brakes_to_a_stop(rig)
+
+
+def test_a_status_that_cannot_be_published_stops_nothing_and_is_counted(caplog):
+    rig = Rig().start()
+
+    def fail(status):
+        raise OSError("no network")
+
+    rig.transport.executor.publish_status = fail
+    rig.tick(count=30)
+    assert rig.mode == "auto"
+    assert rig.executor.counters["status_failures"] > 1
+    assert caplog.text.count("the status cannot be published") == 1
+    rig.executor.shut_down()
+    assert rig.executor.robot_confirmed_stop
+
+
+def test_every_failure_of_the_bus_asks_the_robot_to_stop():
+    rig = Rig(faulty=True).start()
+    command = rig.robot.command
+
+    def refuse(target):
+        raise OSError("bus error")
+
+    for incident in (1, 2):
+        rig.tick(count=7)
+        rig.robot.command = refuse
+        rig.tick(count=3)
+        assert rig.mode == "stopped"
+        assert len(rig.plain.stops) == incident
+        rig.robot.command = command
+        rig.tick(count=40)
+        rig.tick(OperatorEvent.RESET)
+        rig.tick(OperatorEvent.ENABLE)
+        rig.tick(count=20)
+        assert rig.mode == "auto"
+
+
+@pytest.mark.parametrize("place", [np.nan, np.inf])
+def test_a_robot_that_does_not_say_where_it_is_is_not_connected(place):
+    robot = FakeRobot(3)
+    robot.hold_command = lambda: np.full(3, place)
+    executor = Executor(robot, InProcessTransport(quiet=True).executor)
+    for _ in range(2):
+        with pytest.raises(HardwareError, match="does not say where it is"):
+            executor.connect()
+
+
+@pytest.mark.parametrize(
+    "setting", [{"status_rate_hz": 0.0}, {"max_state_age": 0.0}, {"execute_steps": 0}, {"operator_timeout": np.nan}]
+)
+def test_settings_that_cannot_work_are_refused_by_name(setting):
+    with pytest.raises(ConfigError, match=next(iter(setting))):
+        ExecutorConfig(**setting)
 
 
 def test_reset_and_enable_in_one_reading_do_not_start_the_robot():

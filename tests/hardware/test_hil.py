@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -26,6 +27,7 @@ from hardware.robots.fake import FakeRobot
 from hardware.transport import InProcessTransport
 from robot_rl.core.bridge import EnvRobot
 from robot_rl.core.errors import CapabilityError, ConfigError, HardwareError
+from robot_rl.core.spec import Spec
 from robot_rl.data.store import EpisodeWriter
 from robot_rl.rl.learner_process import LearnerSettings
 
@@ -66,6 +68,17 @@ def experience(delivered):
 
 
 # ---- what is stored ------------------------------------------------------------------------------------------------
+
+
+def test_images_are_not_kept_until_the_episode_ends(delivered):
+    robot = FakeRobot(3, camera=True)
+    numbers = Spec({"state": robot.spec.observation["state"]}, robot.spec.action, robot.spec.rate_hz)
+    experience, image = Experience(numbers, delivered.append), np.zeros((48, 64, 3), np.uint8)
+    there = weakref.ref(image)
+    one = step(0)
+    experience.add(replace(one, observation={**one.observation, "images.front": image}))
+    del image
+    assert there() is None
 
 
 def test_stored_are_the_policys_own_actions_where_it_drove_alone_and_what_was_executed_elsewhere(experience, delivered):
@@ -388,6 +401,7 @@ def test_a_run_learns_ends_by_its_budget_and_goes_on_where_it_was(tmp_path, demo
         ({"method": "hg_dagger", "operator": "none"}, "corrections"),
         ({"reward": "classifier"}, "classifier:PATH"),
         ({"robot": "fake", "clock": "real"}, "does not know what success is"),
+        ({"clock": "real", "stop_at": 0.9}, "clock=fast"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(tmp_path, changes, message):

@@ -77,6 +77,33 @@ def test_keys_add_up_and_arrows_are_motion(terminal, keyboard):
     assert not keyboard.poll().events
 
 
+# F1 in three dialects, End, Home, Delete, Ctrl-Right, Shift-Up, a focus report, Alt-n, Alt-w, and the cursor's place
+@pytest.mark.parametrize(
+    "sequence", "[[A OP [11~ [F [1~ [3~ [1;5C [1;2A [I n w [24;80R".split(), ids=lambda one: f"escape {one}"
+)
+@pytest.mark.parametrize("cut", [False, True])
+def test_other_keys_of_several_characters_do_nothing(terminal, keyboard, sequence, cut):
+    if cut:
+        press(terminal, "\x1b" + sequence[:-1])
+        assert keyboard.poll().events == ()
+        press(terminal, sequence[-1])
+    else:
+        press(terminal, "\x1b" + sequence)
+    reading = keyboard.poll()
+    assert not reading.enabled
+    assert reading.events == ()
+    press(terminal, "w")
+    assert keyboard.poll().motion[0] == 1, "the next key counts again"
+
+
+@pytest.mark.parametrize("begun", ["\x1b", "\x1b[", "\x1bO", "\x1b[1;", "\x1b\x1b"])
+def test_the_emergency_stop_works_in_the_middle_of_anything(terminal, keyboard, begun):
+    press(terminal, begun)
+    keyboard.poll()
+    press(terminal, " ")
+    assert keyboard.poll().events == (OperatorEvent.EMERGENCY_STOP,)
+
+
 def test_a_terminal_that_is_gone_gives_no_more_signs_of_life(terminal, keyboard):
     press(terminal, "w")
     stamp = keyboard.poll().stamp

@@ -77,6 +77,16 @@ def test_a_take_over_counts_though_a_quiet_reading_followed_it():
     assert inbox.reading.source == "console"
 
 
+def test_letting_go_counts_though_a_held_reading_came_in_the_same_tick():
+    transport = InProcessTransport(quiet=True)
+    inbox = OperatorInbox(transport.executor, None, 3, lambda: 1.0)
+    for number, held in enumerate((True, False)):
+        transport.send_operator(OperatorInput(1.0, number, held, np.full(3, float(held))))
+    inbox.poll()
+    assert not inbox.reading.enabled
+    assert not inbox.motion(1.0).any()
+
+
 def test_a_shown_command_is_approached_at_the_operators_speed_and_not_overshot():
     rig, leader = rig_with("leader")
     posed = np.array([0.6, -0.4, 0.0])

@@ -1,5 +1,7 @@
 """The safety chain: what it passes, what it limits, and that a stop is always possible."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from hardware.safety.flags import SafetyFlag, flag_names
 from hardware.safety.motion import MotionLimiter, braking_step
 from hardware.safety.surroundings import Guards
 from hardware.safety.workspace import Workspace
-from robot_rl.core.errors import ConfigError
+from robot_rl.core.errors import ConfigError, HardwareError
 from robot_rl.core.robot import Limits, StampedObservation
 
 DT = 0.01
@@ -195,6 +197,33 @@ def test_workspace_planes_and_box_hold_whatever_is_asked(seed, kinematic):
         chain.filter(target, situation())
         assert workspace.excess(chain.command[None]) <= 1e-12
     assert chain.counts["post_check_failed"] == chain.counts["exception"] == 0
+
+
+@pytest.mark.parametrize(("tick", "acceleration"), [(0.002, 2.0), (0.002, 1.0), (0.01, 0.3)])
+def test_a_wall_holds_for_a_robot_that_takes_hundreds_of_ticks_to_stop(tick, acceleration):
+    workspace = Workspace(planes=np.array([[1.0, 0.0, 0.0, -0.5]]))
+    slow = limits(3, span=10.0, acceleration=acceleration)
+    chain = SafetyChain(slow, tick, guards=Guards(workspace=workspace))
+    chain.anchor(np.array([3.0, 0.0, 0.0]))
+    for _ in range(int(8.0 / tick)):
+        chain.filter(np.array([-9.0, 0.0, 0.0]), situation())
+        assert workspace.excess(chain.command[None]) <= 1e-12
+    assert chain.command[0] < 0.51, "it goes up to the wall"
+
+
+def test_a_stop_that_cannot_be_looked_ahead_is_refused():
+    guards = Guards(workspace=Workspace(-np.ones(3), np.ones(3)))
+    SafetyChain(limits(acceleration=0.01), DT)
+    with pytest.raises(ConfigError, match=r"takes 1000\d ticks of 0.01 s.* looks 1000 ahead"):
+        SafetyChain(limits(acceleration=0.01), DT, guards=guards)
+    with pytest.raises(ConfigError, match="looks 400 ahead"):
+        SafetyChain(dataclasses.replace(limits(acceleration=0.2), jerk=np.ones(3)), DT, guards=guards)
+
+
+@pytest.mark.parametrize("place", [np.array([np.nan, 0.0, 0.0]), np.zeros(2)])
+def test_a_robot_that_does_not_say_where_it_is_is_not_started_from(place):
+    with pytest.raises(HardwareError, match="does not say where it is"):
+        SafetyChain(limits(), DT).anchor(place)
 
 
 def test_rates_brake_to_zero_instead_of_standing_still():
