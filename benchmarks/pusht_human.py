@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import measure, report
-from robot_rl.core.env import Step
+from robot_rl.core.env import Observation, Step
 from robot_rl.core.registry import load, make_env
 from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.data.dataset import open_dataset
@@ -111,6 +112,12 @@ class CoverageGain:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._env, name)
+
+    def reset(self, seed: int | Sequence[int] | None = None) -> Observation:
+        """Start a new episode in every lane, from no coverage."""
+        self._coverage[:] = 0
+        observation: Observation = self._env.reset(seed)
+        return observation
 
     def step(self, actions: np.ndarray) -> Step:
         """Step the lanes and replace their reward."""

@@ -32,7 +32,7 @@ class Capabilities:
     """What a head can do; methods that need more refuse it and list the heads that can."""
 
     steerable: bool
-    """Sampling is a deterministic function of the start noise (latent-space RL)."""
+    """Sampling is a deterministic function of the start noise (latent-space RL); a head's settings may rule it out."""
     chain_log_prob: bool
     """Sampling steps can be Gaussians of scheduled deviation (policy-gradient RL on the denoising chain)."""
     velocity_steps: bool = False
@@ -201,9 +201,11 @@ def require_head(policy: Any, capability: str, method: str) -> Head:
 
 def refusal(method: str, capability: str, found: Any) -> CapabilityError:
     """Return the error that says what ``method`` needs and which heads have it."""
+    eta = getattr(found, "eta", 0)  # the one setting that takes a capability away
+    this = type(found).__name__ + (f" with eta={eta:g}" if eta else "")
     able = [name for name in registry.names("heads") if getattr(registry.load("heads", name).capabilities, capability)]
     return CapabilityError(
-        f"{method} needs a chunked policy with one of these heads: {', '.join(able)}; this is a {type(found).__name__}"
+        f"{method} needs a chunked policy with one of these heads: {', '.join(able)}; this is a {this}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -47,6 +48,7 @@ class DiffusionHead(Head):
         _coefficients(levels, steps, eta)  # refuses what cannot be
         self.path = Path("cosine", "epsilon", levels)
         self.steps, self.levels, self.eta, self.clip = int(steps), int(levels), eta, clip
+        self.capabilities = replace(self.capabilities, steerable=eta == 0)
 
     def loss(
         self, actions: Tensor, cond: Tensor, mask: Tensor | None = None, generator: Generator | None = None

@@ -15,7 +15,7 @@ from robot_rl.core.errors import ConfigError
 from robot_rl.core.policy import Policy
 from robot_rl.core.spec import Spec
 from robot_rl.data.normalizer import Normalizer
-from robot_rl.heads.base import require_head
+from robot_rl.heads.base import Capabilities, require_head
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class ChainPolicy(nn.Module):
             raise ConfigError(f"tuned_steps={self.tuned_steps} is outside 1..{self.steps}, the denoising steps")
         self.spec: Spec = base.spec
         self.obs_steps, self.horizon, self.execute_steps = base.obs_steps, base.horizon, base.execute_steps
+        self.eta = config.eta
+        self.capabilities = Capabilities(steerable=self.eta == 0, chain_log_prob=False, guidable=False)
         self._generator = torch.Generator()
 
     @classmethod
@@ -130,7 +132,7 @@ class ChainPolicy(nn.Module):
         """Return normalised chunks (B, H, A) for conditions (B, C); deterministic given ``noise`` where eta is 0."""
         if noise is None:
             noise = self.draw_noise(len(cond))
-        return self.walk(cond, noise, self.config.eta)[:, -1]
+        return self.walk(cond, noise, self.eta)[:, -1]
 
     def plan(self, history: Observation) -> np.ndarray:
         """Return chunks (B, H, A) in the action's units for a history of arrays (B, T, …)."""

@@ -91,9 +91,9 @@ class SteeredPolicy(nn.Module):
         missing = [name for name in ("encode", "sample", "unnormalize_action") if not hasattr(base, name)]
         if not isinstance(base, nn.Module) or missing:
             raise CapabilityError(f"steering needs a policy that samples from a noise, got {type(base).__name__}")
-        head = getattr(base, "head", None)
-        if head is not None and not head.capabilities.steerable:
-            raise refusal("steering", "steerable", head)
+        sampler = getattr(base, "head", base)
+        if hasattr(sampler, "capabilities") and not sampler.capabilities.steerable:
+            raise refusal("steering", "steerable", sampler)
         self.base = base.requires_grad_(False).eval()
         self.config = config
         self.spec: Spec = base.spec

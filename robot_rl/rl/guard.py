@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robot_rl.core.env import Step
 from robot_rl.core.errors import RobotRLError
 
 
@@ -37,6 +38,17 @@ class Guard:
                 where = f"first at index {[int(i) for i in bad[0]]}, {len(bad)} in all"
                 dump = self._dump(step, {**arrays, **context})
                 raise NonFiniteError(f"{name} is not finite at environment step {step} ({where}){dump}")
+
+    def check_step(self, at: int, step: Step, actions: np.ndarray) -> None:
+        """Raise `NonFiniteError` if a reward or an observation of environment step ``at`` is not finite.
+
+        The observations that episodes ended with count, for what follows a time limit is valued by them.
+        """
+        values = {"reward": step.reward}
+        values |= {f"observation '{key}'": value for key, value in step.observation.items()}
+        if step.done.any():
+            values |= {f"final observation '{key}'": v[step.done] for key, v in step.final_observation.items()}
+        self.check(at, values, action=actions)
 
     def _dump(self, step: int, arrays: Mapping[str, np.ndarray]) -> str:
         if self.directory is None:

@@ -48,6 +48,11 @@ def load_critic(source: str | Path) -> ChunkCritic:
 
 def _of_gaussian(policy: GaussianPolicy, weights: dict[str, Tensor]) -> ChunkCritic:
     """RLPD's critic: actions in [-1, 1] between the policy's bounds, which need not be those of the spec."""
+    if policy.config.relative_to:
+        raise CapabilityError(
+            f"the run's critic values offsets from {policy.config.relative_to}, and what guides has to value actions: "
+            "train rlpd without relative_to"
+        )
     shape = _shape(weights, steps=policy.horizon, history=policy.obs_steps)
     critic = ChunkCritic(policy.spec, shape, policy.normalizer)
     low, high = policy.get_buffer("low"), policy.get_buffer("high")

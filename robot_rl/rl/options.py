@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import math
 from collections.abc import Sequence
-from typing import Any, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from robot_rl.core.errors import ConfigError, UnknownNameError
 
@@ -39,10 +41,10 @@ def override(config: Any, options: Sequence[str]) -> Any:
     """Return ``config`` with ``name=value`` options applied; a name without dots must be unique.
 
     Raises:
-        UnknownNameError: no such setting; the message suggests the nearest.
-        ConfigError: the name is ambiguous, or the value is of another kind than the default.
+        UnknownNameError: no such setting, or no such value of one that has few; the message suggests the nearest.
+        ConfigError: the name is ambiguous, or the value is of another kind than the setting.
     """
-    known = {name: value for name, value, _ in describe(config)}
+    known = _kinds(config)
     for option in options:
         name, separator, text = option.partition("=")
         if not separator:
@@ -81,30 +83,44 @@ def _replace(config: Any, path: list[str], value: Any) -> Any:
     return dataclasses.replace(config, **{path[0]: value})
 
 
-def _parse(name: str, text: str, default: Any) -> Any:
-    if isinstance(default, str):
+def _kinds(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the annotated type of every setting that `describe` lists, by dotted name."""
+    found: dict[str, Any] = {}
+    hints = get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), prefix + field.name
+        found |= _kinds(value, name + ".") if dataclasses.is_dataclass(value) else {name: hints[field.name]}
+    return found
+
+
+def _parse(name: str, text: str, kind: Any) -> Any:
+    """Return ``text`` as a value of the annotated type ``kind``."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        known = {str(value): value for value in inner}
+        if text.strip() not in known:
+            raise UnknownNameError(f"value of '{name}'", text.strip(), known)
+        return known[text.strip()]
+    if origin in (Union, UnionType):
+        if text.strip().lower() == "none" and NoneType in inner:
+            return None
+        return _parse(name, text, next(part for part in inner if part is not NoneType))
+    if origin is tuple:
+        items = [item.strip(" '\"") for item in text.strip("()[] ").split(",")]
+        return tuple(_parse(name, item, inner[0]) for item in items if item)
+    if kind is str:
         return text
-    if isinstance(default, bool):
+    if kind is bool:
         if text.lower() in ("true", "yes", "1", "false", "no", "0"):
             return text.lower() in ("true", "yes", "1")
         raise ConfigError(f"option '{name}' expects true or false, got '{text}'")
-    if isinstance(default, tuple):
-        items = [item for item in text.strip("()[] ").split(",") if item.strip()]
-        return tuple(_literal(name, item, default[0] if default else None) for item in items)
-    return _literal(name, text, default)
-
-
-def _literal(name: str, text: str, default: Any) -> Any:
+    if kind not in (int, float):
+        raise ConfigError(f"option '{name}' cannot be given as text: it is a {kind}")
     try:
-        value = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError):
-        if default is None or isinstance(default, str):
-            return text.strip()
-        raise ConfigError(f"option '{name}' expects a {type(default).__name__}, got '{text}'") from None
-    if isinstance(default, int) and not isinstance(value, int):
-        if isinstance(value, float) and value.is_integer():
-            return int(value)
-        raise ConfigError(f"option '{name}' expects a whole number, got '{text}'")
-    if isinstance(default, float) and not isinstance(value, (int, float)):
-        raise ConfigError(f"option '{name}' expects a number, got '{text}'")
-    return float(value) if isinstance(default, float) else value
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or (kind is int and not value.is_integer()):
+        expected = "a whole number" if kind is int else "a number"
+        raise ConfigError(f"option '{name}' expects {expected}, got '{text}'")
+    return kind(value)

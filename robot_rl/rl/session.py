@@ -16,7 +16,7 @@ from robot_rl.core.errors import CapabilityError, ConfigError
 from robot_rl.core.policy import Policy
 from robot_rl.policies.checkpoint import load_policy, save_policy
 from robot_rl.rl.guard import Guard
-from robot_rl.rl.state import load_state, save_state
+from robot_rl.rl.state import keeping_generators, load_state, save_state
 from robot_rl.rollout.evaluate import EvaluationResult, evaluate
 from robot_rl.train import distributed
 from robot_rl.train.progress import progress
@@ -87,6 +87,11 @@ class SessionConfig:
         return (1 + seed % (VALIDATION_SEED // _SEED_BLOCK - 2)) * _SEED_BLOCK
 
 
+def resumed_seed(first: int, steps: int) -> int:
+    """Return the first episode seed of a run resumed after ``steps``, within the block that begins at ``first``."""
+    return first + steps % _SEED_BLOCK
+
+
 class _Session:
     """A fine-tuning run under way."""
 
@@ -112,21 +117,24 @@ class _Session:
         return self.config.fraction(self.learner.steps, self.seconds)
 
     def resume(self) -> bool:
-        """Continue from a saved state if there is one."""
-        if not self.state_path.exists():
-            return False
-        tensors, numbers = load_state(self.state_path)
-        self.best, self.evaluated = numbers.pop("best"), int(numbers.pop("evaluated"))
-        self.before, self.evaluating = numbers.pop("seconds"), numbers.pop("evaluating", 0.0)
-        self.learner.restore(tensors, numbers)
-        self.run.rewind(self.learner.steps, "finetune")
-        return True
+        """Continue from a saved state if there is one; what was logged after it will be logged again."""
+        found = self.state_path.exists()
+        if found:
+            tensors, numbers = load_state(self.state_path)
+            self.best, self.evaluated = numbers.pop("best"), int(numbers.pop("evaluated"))
+            self.before, self.evaluating = numbers.pop("seconds"), numbers.pop("evaluating", 0.0)
+            self.learner.restore(tensors, numbers)
+        for stage in ("finetune", "eval"):
+            self.run.rewind(self.learner.steps if found else -1, stage)
+        return found
 
     def evaluate(self) -> EvaluationResult:
         """Evaluate on validation seeds and keep the policy if it is the best so far."""
         assert self.eval_env is not None
         start = time.monotonic()
-        result = evaluate(self.learner.policy, self.eval_env, self.config.eval_episodes, VALIDATION_SEED)
+        policy = self.learner.policy
+        with keeping_generators(policy):  # a behaviour may explore with the policy's own
+            result = evaluate(policy, self.eval_env, self.config.eval_episodes, VALIDATION_SEED)
         self.evaluating += time.monotonic() - start
         low, high = result.success_interval
         metrics = {"success": result.success_rate, "success_low": low, "success_high": high}
@@ -137,6 +145,7 @@ class _Session:
         if score >= self.best:
             self.best = score
             self._save_policy("best", metrics)
+            self.saved = -math.inf  # its score belongs on disk before a worse one can come
         return result
 
     def evaluation_due(self) -> bool:

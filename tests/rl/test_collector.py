@@ -1,5 +1,7 @@
 """Decisions: rewards and discounts of chunks, next states at every kind of end, demonstrations."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -121,6 +123,21 @@ def test_guard_names_the_step_and_keeps_the_arrays(tmp_path):
         guard.check(12, {"reward": np.array([0.0, np.nan])}, action=np.ones(2))
     with np.load(tmp_path / "not_finite_12.npz") as dump:
         assert set(dump.files) == {"reward", "action"}
+
+
+def test_final_observations_are_guarded():
+    replay, env = make_replay(3, 1, {"online": 100}, 0), Counter()
+    observe = env._observe
+    env._observe = lambda: {"state": np.where(env.time[:, None] == 5, np.nan, observe()["state"]).astype(np.float32)}
+    step = env.step
+
+    def ended(actions):
+        taken = step(actions)
+        return replace(taken, observation=observe())  # lane 1 goes on; only what lane 0 ended with is lost
+
+    env.step = ended
+    with pytest.raises(NonFiniteError, match="final observation 'state' is not finite"):
+        Collector(env, Chunks(), DecisionConfig(), seed=0).collect(replay, 8)
 
 
 class Numbered(Chunks):

@@ -32,7 +32,18 @@ def worker():
 @pytest.fixture(scope="module")
 def left(tmp_path_factory):
     """What two processes have left, in a directory."""
-    out = tmp_path_factory.mktemp("two")
+    for _ in range(5):
+        out = tmp_path_factory.mktemp("two")
+        codes, said = run_two(out)
+        if codes == [0, 0]:
+            return out
+        if "EADDRINUSE" not in said and "address already in use" not in said.lower():
+            break  # else somebody took the port before the first process did
+    raise AssertionError(f"exit codes {codes}\n{said}")
+
+
+def run_two(out):
+    """Run two processes that leave their results in ``out``; returns their exit codes and what they said."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -48,13 +59,16 @@ def left(tmp_path_factory):
         )
         for rank in range(2)
     ]
+    first, second = processes
     try:
-        said = [process.communicate(timeout=240)[0] for process in processes]
+        said = first.communicate(timeout=240)[0]
+        if first.returncode:
+            second.kill()  # it would wait for the first one
+        said += second.communicate(timeout=240)[0]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
-    return out
+    return [process.returncode for process in processes], said
 
 
 def together(first: Rollout, second: Rollout) -> Rollout:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from robot_rl.cli import finetune as command
 from robot_rl.core import registry
@@ -18,7 +19,8 @@ from robot_rl.rl.methods import dsrl, residual, rlpd
 from robot_rl.rl.off_policy.core import OffPolicyConfig
 from robot_rl.rl.on_policy.learner import OnPolicyConfig
 from robot_rl.rl.options import config_class, override
-from robot_rl.rl.session import VALIDATION_SEED, SessionConfig
+from robot_rl.rl.session import VALIDATION_SEED, SessionConfig, resumed_seed
+from robot_rl.rl.state import load_state
 from robot_rl.train.run import Run, read_metrics
 
 CORE = OffPolicyConfig(
@@ -139,6 +141,47 @@ def test_not_finite_reward_stops_and_keeps_the_last_good_policy(tmp_path, reach_
         load_policy(path / "checkpoints" / "best")
 
 
+def test_a_new_best_is_on_disk_before_a_worse_one_can_come(tmp_path, reach_env, fake_base):
+    make = toy(reach_env, nan_at=40)
+    session = SessionConfig(steps=5000, eval_episodes=10, eval_lanes=10, save_every=1e3)
+    with pytest.raises(NonFiniteError):
+        go("residual", tmp_path, make, fake_base(make().spec, hold=True), session)
+    _, numbers = load_state(tmp_path / "learner.safetensors")
+    success = read_metrics(tmp_path, "eval")[0]["success"]
+    assert numbers["best"] == pytest.approx(success, abs=1e-3)
+
+
+def test_evaluations_after_the_saved_state_are_logged_once(tmp_path, reach_env, fake_base):
+    make = toy(reach_env)
+    base = fake_base(make().spec, hold=True)
+    go("residual", tmp_path, make, base, SessionConfig(steps=600, evaluations=1, eval_episodes=10))
+    with Run.create(tmp_path, {"method": "residual"}, spec=base.spec, resume=True) as run:
+        run.log({"success": 1.0}, 1100, "eval")  # by what was killed before it saved its state
+    go("residual", tmp_path, make, base, SessionConfig(steps=1200, evaluations=1, eval_episodes=10), resume=True)
+    steps = [row["step"] for row in read_metrics(tmp_path, "eval")]
+    assert 1100 not in steps
+    assert steps == sorted(set(steps))
+
+
+def explored(path, make, base, steps, seed=0):
+    """The noises that a run of `plain` DSRL has drawn, before it learns."""
+    config = METHODS["plain"]
+    with Run.create(path, {}, spec=base.spec, seed=seed, resume=True) as run:
+        dsrl.finetune(base, make, config, run, session=SessionConfig(steps=steps, evaluations=0, eval_episodes=10))
+    tensors, _ = load_state(path / "learner.safetensors")
+    return tensors["replay.online"][:, 4:6]
+
+
+def test_seeds_explore_differently_whatever_is_evaluated(tmp_path, reach_env, fake_base):
+    make = toy(reach_env)
+    base = fake_base(make().spec, noise_gain=0.3, hold=True, horizon=1, execute_steps=1)
+    first, second = (explored(tmp_path / str(seed), make, base, 64, seed) for seed in (0, 1))
+    assert not torch.isclose(first[:16], second[:16]).any()
+    resumed = explored(tmp_path / "0", make, base, 400)
+    assert torch.equal(resumed[: len(first)], first)
+    assert not torch.isclose(resumed[len(first) : len(first) + 16], first[:16]).any()
+
+
 def test_minutes_are_kept(tmp_path, reach_env, fake_base):
     import time
 
@@ -189,6 +232,8 @@ def test_seeds_of_training_validation_and_test_are_disjoint():
     session = SessionConfig(steps=1)
     starts = {session.training_seed(seed) for seed in range(100)}
     assert max(starts) + 50_000 <= VALIDATION_SEED < 1_000_000
+    for steps in (0, 850_000, 950_000, 10**8 - 1):
+        assert max(starts) <= resumed_seed(max(starts), steps) < VALIDATION_SEED - 50_000
     with pytest.raises(ConfigError, match="budget"):
         SessionConfig()
 
@@ -201,6 +246,20 @@ def test_options_by_name():
     assert config.residual.hidden == (64, 64)
     assert config.learn_std is False
     assert override(rlpd.RLPDConfig(), ["core.hidden=8", "target_entropy=-3"]).core.target_entropy == -3
+    assert override(rlpd.RLPDConfig(), ["target_entropy=-3", "target_entropy=none"]).core.target_entropy is None
+    for option, nearest in (
+        ("core.reduce=max", "mean"),
+        ("precision=fp16", "bf16"),
+        ("clock=steps", "step"),
+    ):
+        with pytest.raises(UnknownNameError, match=f"value of '.*{option.split('=')[0]}'.*{nearest}"):
+            override(rlpd.RLPDConfig(), [option])
+    for option, nearest in (("core.loss=bop", "bpo"), ("schedule=cosin", "cosine"), ("core.timeout=finl", "final")):
+        with pytest.raises(UnknownNameError, match=f"Did you mean '{nearest}'"):
+            override(config, [option])
+    for option, expected in (("target_entropy=abc", "a number"), ("hidden=64,x", "a whole number"), ("tau=nan", "a n")):
+        with pytest.raises(ConfigError, match=f"expects {expected}"):
+            override(rlpd.RLPDConfig(), [f"core.{option}"])
     with pytest.raises(UnknownNameError, match="lanes"):
         override(config, ["lane=8"])
     with pytest.raises(ConfigError, match=r"ambiguous: decision.discount, core.discount"):

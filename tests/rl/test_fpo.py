@@ -17,6 +17,7 @@ from robot_rl.rl.methods.fpo import FPOActor, FPOConfig
 from robot_rl.rl.methods.ppo import ObservationMoments
 from robot_rl.rl.on_policy.learner import OnPolicyConfig, OnPolicyLearner
 from robot_rl.rl.on_policy.ratios import clipped_surrogate
+from robot_rl.rl.options import field_texts, override
 from robot_rl.rl.session import SessionConfig
 from robot_rl.train.run import Run, read_metrics
 
@@ -296,7 +297,7 @@ def test_wrong_heads_and_settings_are_refused(reach_env):
         FPOConfig(loss="huber")
     with pytest.raises(ConfigError, match="samples"):
         FPOConfig(samples=0)
-    assert fpo.make_actor(reach_env(1), fpo.scratch_config(), 0).policy.horizon == 1
+    assert fpo.make_actor(reach_env(1), FPOConfig(scratch=True), 0).policy.horizon == 1
     unbounded = Spec(spec.observation, ArraySpec((2,)), 10.0)
     with pytest.raises(ConfigError, match="finite action bounds"):
         flow_from_scratch(unbounded, ScratchConfig())
@@ -371,3 +372,44 @@ def test_policy_from_scratch_continues_where_it_stopped(tmp_path, reach_env):
     assert torch.equal(second.policy.encode(observation), first.policy.encode(observation))
     history = {"state": observation["state"].numpy()}
     np.testing.assert_array_equal(second.policy.plan(history), first.policy.plan(history))
+
+
+def test_an_adaptive_rate_follows_the_divergence_of_every_minibatch(reach_env):
+    env = reach_env(8, hold=True)
+    core = replace(CORE, schedule="adaptive", epochs=1)
+    learner = OnPolicyLearner(FPOActor(chunked(env.spec).requires_grad_(True), 8), env, core)
+    seen = []
+    learner._adapt_learning_rate = seen.append
+    learner.iterate(0.0)
+    assert seen[0] == 0
+    assert len(set(seen)) == CORE.minibatches
+
+
+def test_no_pair_outweighs_all_others(reach_env):
+    """A pair whose loss fell by 90 has a ratio that no float holds."""
+    env = reach_env(8, hold=True)
+    actor = FPOActor(chunked(env.spec).requires_grad_(True), 8, config=FPOConfig(samples=3, average_first=False))
+    learner = OnPolicyLearner(actor, env, replace(CORE, epochs=2, minibatches=1))
+    rollout, score, calls = learner.collect(), actor.score, []
+
+    def outlying(trace):
+        calls.append(0)
+        return score(trace) + (90.0 if len(calls) > 2 else 0.0)
+
+    actor.score = outlying
+    metrics = learner.update(rollout, 0.0)
+    assert len(calls) == 3
+    assert np.isfinite(list(metrics.values())).all()
+
+
+def test_settings_that_the_help_names_for_learning_from_nothing_exist():
+    words = field_texts(FPOConfig)["scratch"].rstrip(".").split()
+    config = override(FPOConfig(), ["scratch=yes", *(word for word in words if "=" in word)])
+    assert (config.relative, config.samples, config.core.actor_learning_rate) == (True, 4, 1e-3)
+    assert config.core.value_hidden == (64, 64)
+
+
+def test_a_bonus_for_an_entropy_that_is_not_known_is_refused(reach_env):
+    env = reach_env(2)
+    with pytest.raises(CapabilityError, match="FPOActor has no entropy"):
+        OnPolicyLearner(FPOActor(chunked(env.spec), 2), env, replace(CORE, entropy_weight=0.01))

@@ -193,13 +193,22 @@ def test_stage_ends_with_the_decoder_holding_what_was_learned(tmp_path, reach_en
 
 
 def test_decisions_of_an_earlier_stage_do_not_outweigh_all_others(reach_env):
-    actor = steered(clone(reach_env(1).spec))
-    cond, noise = torch.rand(4, actor.policy.state_size), torch.randn(4, 8)
-    own = actor.policy.actor.log_prob(cond, noise)[:, None]
-    assert torch.equal(actor.score({"cond": cond, "noise": noise, "log_prob": own}), own)
-    foreign = own.detach() + torch.tensor([[-50.0], [50.0], [0.5], [0.0]])
-    ratio = actor.score({"cond": cond, "noise": noise, "log_prob": foreign}) - foreign
-    torch.testing.assert_close(ratio.detach(), torch.tensor([[3.0], [-3.0], [-0.5], [0.0]]), rtol=1e-4, atol=1e-4)
+    env = reach_env(8)
+    actor = steered(clone(env.spec))
+    learner = OnPolicyLearner(actor, env, replace(CORE, epochs=2, minibatches=1))
+    rollout, score, loss, scored, seen = learner.collect(), actor.score, learner._policy_loss, [], []
+
+    def foreign(trace):
+        scored.append(0)
+        return score(trace) + (50.0 if len(scored) > 2 else 0.0)  # as if another Gaussian had drawn the noise
+
+    def watched(part, log_ratio, *more):
+        seen.append(log_ratio.abs().max().item())
+        return loss(part, log_ratio, *more)
+
+    actor.score, learner._policy_loss = foreign, watched
+    learner.update(rollout, 0.0)
+    assert seen == [pytest.approx(0, abs=1e-5), 3.0]
 
 
 def test_what_cannot_be_steered_is_refused(reach_env):

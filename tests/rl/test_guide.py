@@ -9,8 +9,9 @@ from robot_rl.core.errors import CapabilityError
 from robot_rl.policies.best_of import BestOfConfig, guide
 from robot_rl.policies.checkpoint import load_policy, save_policy
 from robot_rl.policies.chunked import ChunkedConfig, ChunkedPolicy
+from robot_rl.policies.gaussian import GaussianConfig, GaussianPolicy
 from robot_rl.policies.steered import SteeredPolicyConfig
-from robot_rl.rl.guide import load_critic
+from robot_rl.rl.guide import _of_gaussian, load_critic
 from robot_rl.rl.methods import dsrl, qchunk, rlpd
 from robot_rl.rl.off_policy.core import OffPolicyConfig
 from robot_rl.rl.session import SessionConfig
@@ -103,3 +104,9 @@ def test_command_and_what_has_no_critic(tmp_path, reach_env, fake_base):
     path = finetuned(dsrl, plain, tmp_path / "plain", base, reach_env, 40)
     with pytest.raises(CapabilityError, match="dsrl with variant=na"):
         load_critic(path)
+
+
+def test_a_critic_of_offsets_guides_nothing(reach_env):
+    shape = GaussianConfig(hidden=(8,), low=(-0.1, -0.1), high=(0.1, 0.1), relative_to="state[0:2]")
+    with pytest.raises(CapabilityError, match=r"values offsets from state\[0:2\]"):
+        _of_gaussian(GaussianPolicy(reach_env(1).spec, shape), {})

@@ -1,10 +1,14 @@
 """The off-policy core: what the cards say tells right from wrong."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from robot_rl.core.errors import CapabilityError, ConfigError
+from robot_rl.policies.chain import ChainPolicy, ChainPolicyConfig
+from robot_rl.policies.chunked import ChunkedConfig, ChunkedPolicy
 from robot_rl.policies.gaussian import SquashedGaussian
 from robot_rl.policies.steered import SteeredPolicy, SteeredPolicyConfig
 from robot_rl.rl.critics import EnsembleCritic
@@ -12,6 +16,7 @@ from robot_rl.rl.decision import DecisionConfig
 from robot_rl.rl.methods.dsrl import DSRLConfig, ExecutedChunk, NoiseBehaviour, finetune, make_core
 from robot_rl.rl.off_policy.collector import Collector, make_replay
 from robot_rl.rl.off_policy.core import OffPolicyConfig, OffPolicyCore
+from robot_rl.rl.off_policy.learner import OffPolicyLearner
 from robot_rl.rl.off_policy.proposals import AliasedNoiseProposal, GaussianProposal
 from robot_rl.rl.session import SessionConfig
 from robot_rl.train.run import Run
@@ -306,3 +311,63 @@ def test_truncation_and_exponent_reach_the_target():
         parameter.data.zero_()
     loss = core.critic_loss(batch, torch.randn(4, 2), torch.tensor([0, 1]))
     assert loss.item() == pytest.approx(2 * 0.5 * np.mean(np.square([4.0, 2.0, 1.0, 0.0])))
+
+
+def test_first_updates_train_the_critic_alone():
+    core = make_gaussian_core(critic_updates=5, initial_temperature=0.5, actor_learning_rate=1e-3)
+    actor = core.proposal.actor_parameters()
+    before, critic = [p.detach().clone() for p in actor], core.critic.net.biases[-1].detach().clone()
+    metrics = core.update(rows(5, 64))
+    assert not torch.equal(core.critic.net.biases[-1], critic)
+    assert all(torch.equal(a, b) for a, b in zip(before, actor, strict=True))
+    assert metrics["temperature"] == pytest.approx(0.5)
+    assert "actor_loss" not in metrics
+    core.update(rows(1, 64, seed=1))
+    steps = torch.cat([(a - b).abs().flatten() for a, b in zip(before, actor, strict=True)])
+    # The first step of Adam has the size of its rate: the updates before it left no trace in the actor's moments.
+    assert steps.max().item() == pytest.approx(1e-3, rel=0.01)
+    assert core.log_temperature.item() != pytest.approx(np.log(0.5), abs=1e-6)
+
+
+def test_metrics_hold_the_mean_value_of_the_batch():
+    core = make_gaussian_core()
+    batch = rows(1, 64)
+    with torch.no_grad():
+        expected = core.critic(batch["state"][0], batch["action"][0]).mean().item()
+    assert core.update(batch)["value"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_critics_own_updates_come_before_the_behaviour_changes(reach_env, fake_base):
+    policy = steered(reach_env(1), fake_base, noise_gain=0.3)
+    config = OffPolicyConfig(
+        **SMALL, target_entropy=0.0, start_steps=128, critic_updates=40, updates_per_step=0.02, initial_temperature=0.1
+    )
+    core, behaviour = make_core(policy, DSRLConfig(core=config), seed=1), NoiseBehaviour(policy, "plain")
+    before = [p.detach().clone() for p in policy.actor.parameters()]
+    replay = make_replay(4, 2, {"online": 1000}, seed=0)
+    collector = Collector(reach_env(8), behaviour, DecisionConfig(), seed=5)
+    learner = OffPolicyLearner(policy, collector, core, replay, {"online": 1.0})
+    while not core.updates:
+        assert policy.config.prior  # what is evaluated till then is the base
+        learner.iterate(0.0)
+    assert core.updates == 40
+    assert behaviour.learning
+    assert not policy.config.prior
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.actor.parameters(), strict=True))
+    learner.iterate(0.0)
+    assert core.updates == 41
+    assert not all(torch.equal(a, b) for a, b in zip(before, policy.actor.parameters(), strict=True))
+
+
+def test_policies_that_draw_noise_in_every_step_cannot_be_steered(reach_env):
+    spec = reach_env(1).spec
+    shape = ChunkedConfig("diffusion", "plain", obs_steps=1, horizon=4, execute_steps=2, sample_steps=4, width=16)
+    base = ChunkedPolicy(spec, shape)
+    SteeredPolicy(base, SteeredPolicyConfig())
+    SteeredPolicy(ChainPolicy(base, ChainPolicyConfig(tuned_steps=2)), SteeredPolicyConfig())
+    noisy = ChunkedPolicy(spec, replace(shape, head_options={"eta": 0.5}))
+    with pytest.raises(CapabilityError, match=r"this is a DiffusionHead with eta=0\.5"):
+        SteeredPolicy(noisy, SteeredPolicyConfig())
+    chain = ChainPolicy(base, ChainPolicyConfig(tuned_steps=2, eta=1.0))
+    with pytest.raises(CapabilityError, match="this is a ChainPolicy with eta=1"):
+        SteeredPolicy(chain, SteeredPolicyConfig())

@@ -11,6 +11,7 @@ from robot_rl.core.env import Step
 from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.policies.residual import ResidualPolicy, ResidualPolicyConfig
 from robot_rl.rl.decision import DecisionConfig
+from robot_rl.rl.guard import NonFiniteError
 from robot_rl.rl.methods.residual import ResidualActor
 from robot_rl.rl.on_policy.chunk_actor import ChunkActor
 from robot_rl.rl.on_policy.learner import OnPolicyConfig, OnPolicyLearner, RewardScale, advantages
@@ -386,3 +387,32 @@ def test_chunk_look_ahead_is_what_a_decision_would_see(reach_env, fake_base):
     actor.act(observation)
     assert actor.decided.all()
     np.testing.assert_array_equal(ahead, actor.critic_input(actor.trace))
+
+
+def test_rewards_are_scaled_with_the_penalty_of_decisions(reach_env, fake_base):
+    """Where nothing is ever earned, what varies is what decisions cost."""
+    env = reach_env(4, radius=0.0)
+    policy = ResidualPolicy(fake_base(env.spec), ResidualPolicyConfig(hidden=(8,)))
+    actor = ResidualActor(policy, 4)
+    learner = OnPolicyLearner(actor, env, CONFIG, decision=DecisionConfig(penalty=2.0))
+    expected = RewardScale(4, CONFIG.discount)
+    for t in range(CONFIG.rollout_steps):
+        expected.add(np.full(4, -2.0), np.full(4, t % 20 == 19))
+    learner.collect()
+    assert learner.reward_scale.factor == pytest.approx(expected.factor)
+    assert learner.reward_scale.factor < 0.5
+
+
+def test_final_observations_are_guarded(reach_env, fake_base):
+    env = reach_env(4, limit=5, radius=0.0)
+    learner = make_learner(env, fake_base(env.spec), lanes=4)
+    step = env.step
+
+    def lost(actions):
+        taken = step(actions)
+        taken.final_observation["state"][taken.done] = np.nan
+        return taken
+
+    env.step = lost
+    with pytest.raises(NonFiniteError, match="final observation 'state' is not finite"):
+        learner.collect()

@@ -198,3 +198,14 @@ def test_edits_belong_to_expo_and_wrong_numbers_are_refused(tmp_path, reach_env,
         qchunk.finetune(base, make(reach_env), config, run, session=SessionConfig(steps=1))
     with pytest.raises(ConfigError, match="backup_candidates"):
         make_best_of(base, BestOfConfig(candidates=8), OffPolicyConfig(**SMALL), "online", 0, backup_candidates=-1)
+
+
+def test_a_finished_run_that_is_resumed_keeps_what_it_learned(tmp_path, reach_env, fake_base):
+    base = fake_base(make(reach_env)().spec, noise_gain=0.2, hold=True)
+    core = OffPolicyConfig(**SMALL, start_steps=300, updates_per_step=0.1)
+    config = qchunk.QChunkConfig(lanes=16, core=core, choice=BestOfConfig(candidates=4))
+    for _ in range(2):
+        with Run.create(tmp_path / "run", {}, spec=base.spec, resume=True) as run:
+            session = SessionConfig(steps=600, evaluations=1, eval_episodes=20)
+            qchunk.finetune(base, make(reach_env), config, run, session=session)
+        assert not load_policy(tmp_path / "run" / "checkpoints" / "last").config.prior

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.pusht_human import CoverageGain
 from robot_rl.cli import finetune as finetune_command
 from robot_rl.cli import reward as command
 from robot_rl.core import registry
@@ -250,3 +251,20 @@ def test_commands(tmp_path, capsys, reach_env):
         finetune_command._factory(finetune_command.Config(task="rising", reward="classifier:"))
     with pytest.raises(DataError, match="no success classifier"):
         finetune_command._factory(finetune_command.Config(task="rising", reward=f"classifier:{tmp_path}"))
+
+
+def test_coverage_of_an_earlier_episode_costs_the_next_nothing(reach_env):
+    env = reach_env(2, radius=0.0)
+    step = env.step
+
+    def covered(actions):
+        taken = step(actions)
+        taken.info["coverage"] = taken.final_observation["state"][:, 0]
+        return taken
+
+    env.step = covered
+    view, ahead = CoverageGain(env), np.array([[1.0, 0.0], [0.5, 0.0]])
+    for _ in range(2):
+        view.reset(3)
+        for _ in range(3):
+            np.testing.assert_allclose(view.step(ahead).reward, [2.0, 1.0], rtol=1e-4)

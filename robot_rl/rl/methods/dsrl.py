@@ -18,7 +18,7 @@ from robot_rl.policies.chunked import ChunkedPolicy
 from robot_rl.policies.steered import SteeredPolicy, SteeredPolicyConfig
 from robot_rl.rl.critics import EnsembleCritic
 from robot_rl.rl.decision import DecisionConfig
-from robot_rl.rl.off_policy.collector import Behaviour
+from robot_rl.rl.off_policy.collector import PriorBehaviour
 from robot_rl.rl.off_policy.core import OffPolicyConfig, OffPolicyCore
 from robot_rl.rl.off_policy.learner import run_off_policy
 from robot_rl.rl.off_policy.proposals import AliasedNoiseProposal, GaussianProposal, Proposal
@@ -61,7 +61,7 @@ class DSRLConfig:
     """The off-policy core."""
 
 
-class NoiseBehaviour(Behaviour):
+class NoiseBehaviour(PriorBehaviour):
     """Steers with sampled noise; until learning begins, with N(0, I), which is the base policy itself."""
 
     def __init__(self, policy: SteeredPolicy, variant: str) -> None:

@@ -1,4 +1,8 @@
-"""EXPO: a frozen expressive policy, a small learned edit, and a critic that picks on the fly (arXiv 2507.07986)."""
+"""EXPO: a frozen expressive policy, a small learned edit, and a critic that picks on the fly (arXiv 2507.07986).
+
+In the paper the base goes on imitating, so that better actions of the replay become its own. Here it stays frozen, and
+nothing is reached but what its samples and one edit of them reach.
+"""
 
 from __future__ import annotations
 

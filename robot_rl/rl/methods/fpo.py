@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -26,6 +27,9 @@ from robot_rl.rl.session import SessionConfig
 from robot_rl.train import distributed
 from robot_rl.train.run import Run
 
+_LARGEST_LOG_RATIO = 3.0
+"""Of a ratio of one pair, as in the authors' code."""
+
 
 def _core() -> OnPolicyConfig:
     # The ratio stands on a mean of squared errors, which moves far less than a density does: hence the small clip
@@ -33,20 +37,14 @@ def _core() -> OnPolicyConfig:
     return OnPolicyConfig(rollout_steps=16, epochs=4, clip=0.05, target_kl=0.0, actor_learning_rate=3e-5)
 
 
-def scratch_config() -> FPOConfig:
-    """Return settings for locomotion from scratch, one decision per control step."""
-    core = OnPolicyConfig(
-        epochs=5, clip=0.05, target_kl=0.0, actor_learning_rate=1e-3, max_grad_norm=0.5, value_hidden=(64, 64)
-    )
-    return FPOConfig(scratch=True, samples=4, relative=True, core=core)
-
-
 @dataclass(frozen=True)
 class FPOConfig:
     """Settings of flow-matching policy optimisation."""
 
     scratch: bool = False
-    """Learn a small policy that decides at every step from nothing; the policy given only lends its interface."""
+    """Learn a small policy that decides at every step from nothing; the policy given only lends its interface. The
+    other defaults are for clones: from nothing, also set relative=yes samples=4 core.rollout_steps=64 core.epochs=5
+    core.actor_learning_rate=1e-3 core.max_grad_norm=0.5 core.value_hidden=64,64."""
     lanes: int = 64
     """Environments stepped at once."""
     samples: int = 8
@@ -61,7 +59,9 @@ class FPOConfig:
     """Count losses relative to the policy's own mean loss, so that a clip range bounds a step by the policy's spread.
 
     The loss of a flow that samples with spread s is about s, and a shift d of its mean adds about d^2 / s, so that
-    absolute ratios allow the same shift at every spread: ever more of them, in a policy that becomes sure.
+    absolute ratios allow ever more spreads of shift, in a policy that becomes sure. Relative ones are ratios of
+    densities for a Gaussian flow of one number and one spread everywhere; of n numbers, their n-th roots. Where spreads
+    differ, one mean loss stands for all, and what is surer may shift by more of its own spread.
     """
     policy: ScratchConfig = field(default_factory=ScratchConfig)
     """The policy from scratch."""
@@ -114,6 +114,8 @@ class FPOActor(ChunkActor):
         executed = torch.arange(policy.horizon) < policy.execute_steps
         self._mask = None if executed.all() else executed
         self._scale = float(policy.execute_steps) if self.config.reduction == "sum" else 1.0
+        # A pair by itself can have any ratio, and one outlier would outweigh all others.
+        self.log_ratio_limit = math.inf if self.config.average_first else _LARGEST_LOG_RATIO
         self._reference: float | None = None if self.config.relative else 1.0
         """Mean loss that others are relative to; it moves between iterations and is stored with each decision."""
 

@@ -28,9 +28,7 @@ from robot_rl.rl.on_policy.learner import OnPolicyConfig, run_on_policy
 from robot_rl.rl.on_policy.ratios import Trace, gaussian_divergence
 from robot_rl.rl.session import SessionConfig
 from robot_rl.train.run import Run
-from robot_rl.train.trainer import TrainConfig, Trainer
-
-_LARGEST_LOG_RATIO = 3.0
+from robot_rl.train.trainer import TrainConfig, Trainer, step_generator
 
 
 def _core() -> OnPolicyConfig:
@@ -90,6 +88,8 @@ class GoRLActor(ChunkActor):
     """
 
     policy: SteeredPolicy
+    log_ratio_limit = 3.0
+    """Decisions that a change of stage interrupted belong to another Gaussian, and would outweigh all others."""
 
     def __init__(
         self,
@@ -125,21 +125,16 @@ class GoRLActor(ChunkActor):
         return super().act(observation)
 
     def decide(self, cond: Tensor) -> tuple[Tensor, Trace]:
-        """Return decoded chunks (n, H, A) for conditions (n, C), with the noise, its density and the chunk."""
+        """Return decoded chunks (n, H, A) for conditions (n, C), with the noise and, for later stages, the chunk."""
         eps = torch.randn(len(cond), self.policy.actor.action_size, generator=self.generator).to(cond.device)
-        noise, log_prob = self.policy.actor(cond, eps)
+        noise, _ = self.policy.actor(cond, eps)
         chunk = self.policy.decode(cond, noise)
-        rows = {"noise": noise, "log_prob": log_prob[:, None]}
-        return chunk, rows | ({"chunk": chunk} if self.config.stages > 1 else {})
+        return chunk, {"noise": noise} | ({"chunk": chunk} if self.config.stages > 1 else {})
 
     def score(self, trace: Trace) -> Tensor:
-        """Return log-densities (B, 1) of the noise, summed over it.
-
-        They stay within a range of what the noise was drawn with: decisions that a change of stage has interrupted
-        belong to another Gaussian, and would outweigh all others.
-        """
-        now, then = self.policy.actor.log_prob(trace["cond"], trace["noise"])[:, None], trace["log_prob"]
-        return torch.maximum(torch.minimum(now, then + _LARGEST_LOG_RATIO), then - _LARGEST_LOG_RATIO)
+        """Return log-densities (B, 1) of the noise, summed over it."""
+        density: Tensor = self.policy.actor.log_prob(trace["cond"], trace["noise"])
+        return density[:, None]
 
     def entropy(self, trace: Trace) -> Tensor:
         """Return the entropy of the noise."""
@@ -226,7 +221,7 @@ class _Rows:
         self.rows = rows
 
     def sample(self, step: int, batch_size: int, seed: int = 0) -> Trace:
-        generator = torch.Generator().manual_seed((seed << 32) + step)
+        generator = step_generator(seed, step)
         count = len(next(iter(self.rows.values())))
         index = torch.randint(count, (batch_size,), generator=generator)
         return {name: values[index.to(values.device)] for name, values in self.rows.items()}

@@ -21,6 +21,7 @@ from robot_rl.data.windows import WindowSampler
 from robot_rl.rl.off_policy.stream import HUMAN, WAIT, EpisodeStream, ReceivedEpisodes
 from robot_rl.rl.state import optimizer_tensors, restore_optimizer
 from robot_rl.train.ema import EMA
+from robot_rl.train.trainer import step_generator
 
 _CORRECTIONS = "corrections."
 
@@ -117,7 +118,7 @@ class DaggerLearner:
 
     def _update(self) -> float:
         config = self.config
-        generator = torch.Generator().manual_seed((self.seed << 32) + self.updates)
+        generator = step_generator(self.seed, self.updates)
         corrected = round(config.correction_share * config.batch_size) if self._sampler is not None else 0
         losses = []
         for sampler, count in ((self._demonstrations, config.batch_size - corrected), (self._sampler, corrected)):

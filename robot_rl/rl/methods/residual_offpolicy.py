@@ -45,6 +45,7 @@ def _core() -> OffPolicyConfig:
         hidden=(128, 128),
         tau=0.02,
         start_steps=8_000,
+        critic_updates=5_000,
         replay_capacity=100_000,
     )
 
@@ -59,8 +60,6 @@ class ResidualOffPolicyConfig:
     """Control steps of every lane between updates."""
     n_steps: int = 10
     """Control steps per stored row: sparse rewards travel back that many steps per update."""
-    critic_updates: int = 5_000
-    """First updates, which train the critic alone on what the base did, all at once when learning begins."""
     anchor: float = 1.0
     """Weight of the mean squared distance to the corrections in the replay, against the critic's value in units of its
     mean magnitude: the correction goes no further than what was tried (TD3+BC, arXiv 2106.06860)."""
@@ -89,8 +88,6 @@ class CorrectionProposal(Proposal):
         self.actor, self.anchor = policy.actor, anchor
         self.noise_size = policy.spec.action.size
         self.register_buffer("std", policy.log_std.detach().exp(), persistent=False)
-        self.held = True
-        """Whether the actor keeps its zero correction, while the critic alone learns."""
         self._size = torch.zeros(())
 
     def explore(self, state: Tensor, eps: Tensor) -> Tensor:
@@ -105,11 +102,9 @@ class CorrectionProposal(Proposal):
     def value(self, batch: Batch, eps: Tensor, critic: ActionValue) -> tuple[Tensor, Tensor]:
         """Return values (E, B) of the corrections, in units of their mean magnitude, less the anchor's pull.
 
-        The log-densities (B,) are zero, and while the actor is held its gradient is zero as well.
+        The log-densities (B,) are zero.
         """
         u = self.actor(batch["state"])
-        if self.held:
-            u = 0 * u
         self._size = u.detach().square().mean()
         value = critic(batch["state"], u, frozen=True)
         away = (u - batch["action"]).square().mean(-1)
@@ -260,24 +255,6 @@ def add_demonstrations(
         joined.add("demonstrations", {name: column[at] for name, column in values.items()})
 
 
-class CorrectionLearner(OffPolicyLearner):
-    """Trains the critic alone at first, on what the base did."""
-
-    critic_updates = 0
-
-    def iterate(self, fraction: float) -> dict[str, float]:
-        """Take one block of control steps and the updates that it earns, the critic's first ones all at once."""
-        core, proposal = self.core, self.core.proposal
-        assert isinstance(proposal, CorrectionProposal)
-        proposal.held = core.updates < self.critic_updates
-        metrics = super().iterate(fraction)
-        while 0 < core.updates < self.critic_updates:
-            slices = min(32, self.critic_updates - core.updates)
-            metrics |= core.update(self.replay.sample(slices, core.config.batch_size, self.shares))
-            metrics["updates"] = float(core.updates)
-        return metrics | proposal.metrics()
-
-
 def finetune(
     base: Policy,
     env_factory: Callable[..., VecEnv],
@@ -323,8 +300,7 @@ def finetune(
         rows = NStepRows(config.lanes, config.n_steps, discount)
         seed = session.training_seed(run.seed)
         collector = StepCollector(env, behaviour, config.decision, seed, Guard(run.path), rows)
-        learner = CorrectionLearner(policy, collector, core, replay, shares, config.block)
-        learner.critic_updates = config.critic_updates
+        learner = OffPolicyLearner(policy, collector, core, replay, shares, config.block)
         return run_session(learner, env_factory, run, session)
     finally:
         env.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -15,12 +14,12 @@ from robot_rl.core.errors import CapabilityError, ConfigError
 from robot_rl.core.policy import Policy
 from robot_rl.policies.best_of import BestOfConfig, BestOfPolicy, ChunkEditor
 from robot_rl.policies.chunk_critic import ChunkCritic, ChunkCriticConfig
-from robot_rl.rl.off_policy.collector import Behaviour
+from robot_rl.rl.off_policy.collector import PriorBehaviour
 from robot_rl.rl.off_policy.core import OffPolicyConfig, OffPolicyCore
 from robot_rl.rl.off_policy.proposals import ActionValue, Batch, Proposal
 
 
-class BestOfBehaviour(Behaviour):
+class BestOfBehaviour(PriorBehaviour):
     """Executes the chosen chunk; until learning begins, the base's first, which is the base policy itself.
 
     Stores what the base offered at the decision that follows (K chunks of it), so that no update asks the base.
@@ -36,16 +35,6 @@ class BestOfBehaviour(Behaviour):
         self.learning = False
         self.record = {}
         self._generator = torch.Generator().manual_seed(seed)
-
-    @property
-    def learning(self) -> bool:
-        """Whether the critic chooses; until it has learned anything, policy and behaviour are the base."""
-        return not self.policy.config.prior
-
-    @learning.setter
-    def learning(self, learning: bool) -> None:
-        if learning != self.learning:
-            self.policy.config = replace(self.policy.config, prior=not learning)
 
     def plan(self, history: Observation) -> np.ndarray:
         """Return chunks (b, H, A) and set `record`."""
@@ -165,6 +154,7 @@ def make_best_of(
         layer_norm=core.layer_norm,
     )
     policy = BestOfPolicy(base, ChunkCritic(base.spec, shape, normalizer), config)
+    policy.seed(seed)
     critic, editor = policy.critic, policy.editor
     behaviour = BestOfBehaviour(policy, backup_candidates, seed)
     proposal = BestOfProposal(editor, config, behaviour.kept, judge, core.critics)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,6 +72,23 @@ class Behaviour(ABC):
         raise CapabilityError("a behaviour is seeded when it is made")
 
 
+class PriorBehaviour(Behaviour):
+    """Acts with a policy that is its own base until learning begins: also where it is evaluated or saved till then."""
+
+    policy: Any
+    """Its ``config.prior`` says that it is the base."""
+
+    @property
+    def learning(self) -> bool:
+        """Whether what is learned acts."""
+        return not self.policy.config.prior
+
+    @learning.setter
+    def learning(self, learning: bool) -> None:
+        if learning != self.learning:
+            self.policy.config = replace(self.policy.config, prior=not learning)
+
+
 FIELDS = ("state", "action", "reward", "next_state", "terminated", "truncated", "exponent", "weight")
 """Fields of every stored decision."""
 _NEXT = "next_"
@@ -112,7 +131,7 @@ class Collector:
             if planned.any():
                 stored += self._begin(replay, source, planned)
             step = self.env.step(actions)
-            self.guard.check(self.steps, {"reward": step.reward, **step.observation}, action=actions)
+            self.guard.check_step(self.steps, step, actions)
             self.steps += self.env.num_envs
             self.episodes.add(step)
             factor = self.config.discount**self._length if self.config.reward == "discounted" else 1.0

@@ -62,6 +62,9 @@ class OffPolicyConfig:
     """Whether the backup counts the entropy of what follows; off for sparse rewards."""
     start_steps: int = 5_000
     """Environment steps collected before the first update."""
+    critic_updates: int = 0
+    """First updates, which train the critic alone on what was collected till then, all at once when learning begins;
+    actor and temperature stay as they are, and only then does the behaviour change."""
     replay_capacity: int = 500_000
     """Rows of the online source."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -137,15 +140,16 @@ class OffPolicyCore:
 
     def critic_loss(self, batch: Batch, eps: Tensor, members: Tensor) -> Tensor:
         """Return the summed squared TD error of the members, averaged over rows by their weight."""
-        return _squared(self._error(batch, eps, members), batch["weight"])
+        value, wanted = self._values(batch, eps, members)
+        return _squared(value - wanted, batch["weight"])
 
     def actor_loss(self, batch: Batch, eps: Tensor) -> tuple[Tensor, Tensor]:
         """Return the actor's loss and the mean log-density, scalars."""
         value, log_prob = self.proposal.value(batch, eps, self.critic)
         return self._entropic(value, log_prob), log_prob.detach().mean()
 
-    def _error(self, batch: Batch, eps: Tensor, members: Tensor) -> Tensor:
-        """Return the TD errors (E, B), with the critic's graph."""
+    def _values(self, batch: Batch, eps: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the critic's values (E, B), with its graph, and what they should be (B,)."""
         with torch.no_grad():
             action, log_prob = self.proposal.backup(batch, eps, self.critic, self.target)
             following = self.target(batch["next_state"], action, members if self._subset else None)
@@ -153,8 +157,8 @@ class OffPolicyCore:
             if self.config.entropy_backup:
                 following = following - self.log_temperature.exp() * log_prob
             discount = self.config.discount ** batch["exponent"] * (1 - batch["terminated"])
-            target = torch.addcmul(batch["reward"], discount, following)
-        return self.critic(batch["state"], batch["action"]) - target
+            wanted = torch.addcmul(batch["reward"], discount, following)
+        return self.critic(batch["state"], batch["action"]), wanted
 
     def _entropic(self, value: Tensor, log_prob: Tensor) -> Tensor:
         """Return the actor's loss for values (E, B) and log-densities (B,) of its actions."""
@@ -192,7 +196,7 @@ class OffPolicyCore:
         sees the critic as it was before the slice.
 
         Returns:
-            Metrics of the last slice.
+            Metrics of the last slice; those of the actor where it learned. ``value`` is the critic's mean.
         """
         with self._precision():
             return self._update(batches)
@@ -206,16 +210,18 @@ class OffPolicyCore:
         critic: list[Tensor] = list(self.critic.parameters())
         rows = {name: values.unbind(0) for name, values in batches.items() if name != "source"}
         losses: dict[str, Tensor] = {}
-        log_prob, has_actor = torch.zeros(size), bool(self.proposal.actor_parameters())
+        has_actor = bool(self.proposal.actor_parameters())
         for i in range(slices):
             batch = {name: values[i] for name, values in rows.items()}
             self.updates += 1
             for network in self._networks:
                 network.hold()
             # Backward starts at values and log-densities: the gradients of the losses are known.
-            error = self._error(batch, eps[i, 0], members[i])
-            ends, slopes = [error], [error.detach() * (batch["weight"] / size)]
-            acting = has_actor and self.updates % self.config.actor_every == 0
+            own, wanted = self._values(batch, eps[i, 0], members[i])
+            error = own.detach() - wanted
+            ends, slopes = [own], [error * (batch["weight"] / size)]
+            alone = self.updates <= self.config.critic_updates
+            acting = has_actor and not alone and self.updates % self.config.actor_every == 0
             if acting:
                 value, log_prob = self.proposal.value(batch, eps[i, 1], self.critic)
                 ends, slopes = [*ends, value, log_prob], slopes + self._slopes(value, log_prob)
@@ -230,12 +236,15 @@ class OffPolicyCore:
                 losses["actor_loss"] = value
         with torch.no_grad():
             losses["critic_loss"] = _squared(error, batch["weight"])
+            losses["value"] = own.mean()
             if "actor_loss" in losses:
                 losses["actor_loss"] = self._entropic(losses["actor_loss"], log_prob)
         result = {name: loss.item() for name, loss in losses.items()}
         if has_actor:
-            result |= {"temperature": self.log_temperature.exp().item(), "entropy": -log_prob.mean().item()}
-        return result
+            result["temperature"] = self.log_temperature.exp().item()
+        if "actor_loss" in losses:
+            result["entropy"] = -log_prob.mean().item()
+        return result | self.proposal.metrics()
 
     def _auxiliary_loss(self, batch: Batch) -> Tensor | None:
         if not self.proposal.auxiliary_parameters():

@@ -16,7 +16,8 @@ from robot_rl.rl.decision import DecisionConfig
 from robot_rl.rl.guard import Guard
 from robot_rl.rl.off_policy.collector import Behaviour, Collector, add_demonstrations, make_replay
 from robot_rl.rl.off_policy.core import OffPolicyConfig, OffPolicyCore
-from robot_rl.rl.session import SessionConfig, run_session
+from robot_rl.rl.session import SessionConfig, resumed_seed, run_session
+from robot_rl.rl.state import reseed
 from robot_rl.train.run import Run
 
 _LARGEST_BLOCK = 32
@@ -62,19 +63,20 @@ class OffPolicyLearner:
         ready = self.steps >= config.start_steps and self.replay.size["online"] >= config.batch_size
         if ready:
             self._owed += (self.steps - before) * config.updates_per_step
+            self._owed = max(self._owed, config.critic_updates - self.core.updates)
             while self._owed >= 1:
                 slices = min(int(self._owed), _LARGEST_BLOCK)
                 self._owed -= slices
                 metrics |= self.core.update(self.replay.sample(slices, config.batch_size, self.shares))
             metrics["updates"] = float(self.core.updates)
-        self.started(ready)
+        self.started()
         return metrics | self.collector.episodes.recent()
 
-    def started(self, learning: bool) -> None:
-        """Tell the behaviour whether learning has begun; before that it may act by its prior."""
+    def started(self) -> None:
+        """Tell the behaviour whether anything has been learned; before that it may act by its prior."""
         behaviour = self.collector.behaviour
         if hasattr(behaviour, "learning"):
-            behaviour.learning = learning
+            behaviour.learning = self.core.updates > 0
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Return what `restore` needs, the replay included."""
@@ -83,11 +85,14 @@ class OffPolicyLearner:
         return {**tensors, **rows}, {**numbers, **cursors, "steps": self.steps, "owed": self._owed}
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, float]) -> None:
-        """Continue from `state`; the lanes start new episodes."""
+        """Continue from `state`; the lanes start new episodes, and explore with numbers not drawn before."""
         self.core.restore(tensors, numbers)
         self.replay.restore(tensors, numbers)
         self.collector.steps, self._owed = int(numbers["steps"]), numbers["owed"]
-        self.collector.restart(self.collector.first_seed + self.steps)
+        self.started()
+        seed = resumed_seed(self.collector.first_seed, self.steps)
+        reseed(seed, self.policy, self.collector.behaviour)
+        self.collector.restart(seed)
 
 
 class OffPolicySettings(Protocol):

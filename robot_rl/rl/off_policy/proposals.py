@@ -71,6 +71,10 @@ class Proposal(nn.Module, ABC):
         """Standard normal numbers per row of the auxiliary loss."""
         return self.noise_size
 
+    def metrics(self) -> dict[str, float]:
+        """Return what else to log of the latest update."""
+        return {}
+
 
 class GaussianProposal(Proposal):
     """The action itself is drawn from a squashed Gaussian: SAC, RLPD, and latent steering of a wrapped environment."""

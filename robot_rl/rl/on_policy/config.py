@@ -45,7 +45,7 @@ class OnPolicyConfig:
     critic_learning_rate: float = 1e-3
     """Adam's step size for the critic; follows the same schedule."""
     entropy_weight: float = 0.0
-    """Weight of the entropy bonus."""
+    """Weight of the entropy bonus, for methods that have an entropy."""
     anchor: AnchorConfig = field(default_factory=AnchorConfig)
     """Penalty on leaving the base policy."""
     max_grad_norm: float = 1.0

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robot_rl.core.env import VecEnv
+from robot_rl.core.errors import CapabilityError
 from robot_rl.core.policy import Policy
 from robot_rl.rl.critics import StateValue
 from robot_rl.rl.decision import DecisionConfig
@@ -27,7 +28,8 @@ from robot_rl.rl.on_policy.ratios import (
     clipped_surrogate,
     divergence,
 )
-from robot_rl.rl.session import SessionConfig, run_session
+from robot_rl.rl.session import SessionConfig, resumed_seed, run_session
+from robot_rl.rl.state import reseed
 from robot_rl.train import distributed
 from robot_rl.train.run import Run
 
@@ -60,8 +62,16 @@ class OnPolicyLearner:
             seed: first episode seed, and seed of critic and minibatches.
             guard: stops at values that are not finite.
             decision: how rewards of control steps become those of decisions; their sum by default.
+
+        Raises:
+            CapabilityError: the settings ask for an entropy bonus, and the actor has no entropy.
         """
         self.actor, self.env, self.config = actor, env, config
+        if config.entropy_weight and type(actor).entropy is OnPolicyActor.entropy:
+            raise CapabilityError(
+                f"{type(actor).__name__} has no entropy, so core.entropy_weight must be 0; methods that have: "
+                "residual, reinflow, gorl and ppo"
+            )
         self.decision = decision or DecisionConfig()
         self.guard = guard or Guard()
         self.steps, self.iterations = 0, 0
@@ -106,11 +116,11 @@ class OnPolicyLearner:
             actions = actor.act(self._observation)
             store.decide(actor.decided, actor.trace)
             step = self.env.step(actions)
-            self.guard.check(self.steps, {"reward": step.reward, **_named(step.observation)}, action=actions)
+            self.guard.check_step(self.steps, step, actions)
             self.steps += self.env.num_envs * distributed.world()
             done = step.done
             self.episodes.add(step)
-            self.reward_scale.add(step.reward, done)
+            self.reward_scale.add(step.reward - self.decision.penalty * actor.decided, done)
             store.add(step.reward, step_discount)
             if done.any():
                 store.end(step.terminated, step.truncated)
@@ -158,8 +168,10 @@ class OnPolicyLearner:
                     log_ratio = actor.score(part.trace) - part.old_score
                     if steps == 0:
                         _require_unit_ratio(log_ratio[part.fresh])
+                    if actor.log_ratio_limit < math.inf:
+                        log_ratio = log_ratio.clamp(-actor.log_ratio_limit, actor.log_ratio_limit)
                     watched = i == last
-                    if watched or config.target_kl or part.snapshot:
+                    if watched or config.target_kl or config.schedule == "adaptive":
                         kl = distributed.mean(self._divergence(part, log_ratio), len(log_ratio))
                     stop = config.target_kl > 0 and kl > config.target_kl
                 if not stop:
@@ -358,7 +370,7 @@ class OnPolicyLearner:
         return tensors, numbers | {"anchor_weight": self.anchor.weight}
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, float]) -> None:
-        """Continue from what `state` returned; the lanes start new episodes and open decisions are dropped."""
+        """Continue from what `state` returned, with new episodes and exploration; open decisions are dropped."""
         with torch.no_grad():
             for i, parameter in enumerate(self.actor.parameters()):
                 parameter.copy_(tensors[f"actor.{i}"])
@@ -370,7 +382,9 @@ class OnPolicyLearner:
         self.steps, self.iterations = int(numbers["steps"]), int(numbers["iterations"])
         self._rate_factor = numbers.get("rate_factor", 1.0)
         self.anchor.weight = numbers.get("anchor_weight", self.config.anchor.weight)
-        self._observation = self.env.reset(self._seed + self.steps)
+        seed = resumed_seed(self._seed, self.steps)
+        reseed(seed, self.policy, self.actor)
+        self._observation = self.env.reset(seed)
         self.actor.reset(np.ones(self.env.num_envs, bool))
         self._store.clear()
         self._carried_score = None
@@ -439,7 +453,3 @@ def _require_unit_ratio(log_ratio: Tensor) -> None:
             f"the ratio is not 1 before the first step (log-ratio {worst:.3g}): something moved between "
             "scoring and updating, such as a normaliser, dropout or a time grid"
         )
-
-
-def _named(observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {f"observation '{key}'": value for key, value in observation.items()}

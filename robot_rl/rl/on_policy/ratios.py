@@ -36,6 +36,8 @@ class OnPolicyActor(ABC):
     """(N,) bool: lanes that made a decision in the latest `act`; all of them where decisions last one step."""
     decision_steps: int = 1
     """Control steps of a decision that no episode's end cuts short."""
+    log_ratio_limit: float = math.inf
+    """Largest magnitude of a log-ratio; beyond it an item has no say in the update, and the loss stays finite."""
 
     @property
     def due(self) -> np.ndarray:
