@@ -20,7 +20,7 @@ class Config:
     policy: Annotated[Path, tyro.conf.Positional]
     """Checkpoint directory, for example runs/train/checkpoints/best."""
     out: Path = Path("runs/exported")
-    """Where the export is written; what is there is replaced."""
+    """Where the export is written; an earlier export is replaced."""
 
 
 def run(config: Config) -> None:

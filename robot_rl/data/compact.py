@@ -42,6 +42,7 @@ def compact(
 ) -> Compaction:
     """Merge the files of a LeRobot v3.0 data set; videos are joined without being encoded again.
 
+    Whatever else lies in the directory (a README, ``.git``, videos that the data set does not list) is carried over.
     The merged copy is written beside the data set, verified, and then takes its place; being killed before that
     changes nothing. Killed between the two renames, the original is ``<name>.before-compact`` beside it.
 
@@ -52,7 +53,8 @@ def compact(
         advance: called with the number of source files done.
 
     Raises:
-        DataError: the data set is of another version, damaged, or being recorded into.
+        DataError: the data set is of another version, damaged, or being recorded into, or a file that it does not list
+            stands where a merged one goes.
     """
     root = Path(root)
     dataset = open_dataset(root, "lerobot")
@@ -87,6 +89,7 @@ def _merge(
     dataset: LeRobotDataset, target: Path, data_bytes: float, video_bytes: float, advance: Callable[[int], None]
 ) -> None:
     """Write the merged copy of ``dataset`` to ``target``."""
+    _carry_over(dataset, target)
     rows = _episode_rows(dataset.root)
     _merge_data(dataset, target, rows, data_bytes, advance)
     for key in dict.fromkeys(key for entry in dataset.files for key in entry.videos):
@@ -95,11 +98,22 @@ def _merge(
         row |= {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
     listed = _place(target, schema.EPISODES_PATH, 0)
     pq.write_table(schema.episodes_table(rows), listed)
-    for path in (dataset.root / "meta").iterdir():
-        if path.is_file():
-            shutil.copy2(path, target / "meta" / path.name)
     for path in target.rglob("*"):
-        sync(path)
+        if not path.is_symlink():
+            sync(path)
+
+
+def _carry_over(dataset: LeRobotDataset, target: Path) -> None:
+    """Copy everything that is not merged."""
+    root = os.path.normpath(dataset.root)
+    merged = {os.path.join(root, SCRATCH), os.path.join(root, "meta", "episodes")}
+    for entry in dataset.files:
+        merged |= {str(entry.data), *(str(path) for path, _ in entry.videos.values() if path.is_file())}
+
+    def left_out(directory: str, names: list[str]) -> set[str]:
+        return {name for name in names if os.path.join(directory, name) in merged}
+
+    shutil.copytree(root, target, symlinks=True, ignore=left_out)
 
 
 def _episode_rows(root: Path) -> list[dict[str, Any]]:
@@ -174,6 +188,9 @@ def _place(target: Path, template: str, number: int, key: str = "") -> Path:
     chunk, file = divmod(number, schema.CHUNK_SIZE)
     path = target / template.format(chunk_index=chunk, file_index=file, video_key=key)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() or not path.parent.resolve().is_relative_to(target.resolve()):
+        part = path.relative_to(target)
+        raise DataError(f"'{part}' goes where there is a file or link that the data set does not list: move that away")
     return path
 
 

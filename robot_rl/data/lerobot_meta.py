@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ STANDARD_PATHS = {
     "video": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
 }
 """Where v2 keeps its files, tried when the template in ``info.json`` leads nowhere."""
+_TEMPLATE = re.compile(r"(?:[^{}]|\{[a-z_]+(?::0[0-9]{1,2}d)?\})*")
 
 
 @dataclass(frozen=True)
@@ -154,8 +156,10 @@ def _locate(root: Path, info: dict[str, Any], kind: str, number: int, misled: se
 
 
 def _fill(root: Path, template: str, **values: Any) -> Path:
-    """Fill a path template; it may not lead out of the data set."""
+    """Fill a path template; it may not lead out of the data set, and widths end at two digits."""
     try:
+        if not _TEMPLATE.fullmatch(template):
+            raise ValueError("expected fields like {name} or {name:03d}")
         text = template.format(**values)
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise DataError(f"{root}/meta/info.json: the path template '{template}' cannot be filled ({error})") from error

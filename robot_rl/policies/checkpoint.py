@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import robot_rl
 from robot_rl.core import registry
-from robot_rl.core.errors import DataError
+from robot_rl.core.errors import ConfigError, DataError
 from robot_rl.core.spec import Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 1
 """Version of the layout; readers refuse newer ones."""
@@ -26,29 +31,61 @@ def save_policy(policy: Any, directory: str | Path, metadata: dict[str, Any] | N
         policy: a policy module; one that wraps another carries it in ``base``.
         directory: where to write.
         metadata: JSON-ready facts to keep, for example task and success rate.
-    """
-    import safetensors.torch
 
+    Raises:
+        ConfigError: the directory holds something else.
+        DataError: nothing can be written there, or the disk is full.
+    """
     directory = Path(directory)
-    temporary = directory.with_name(f".{directory.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        tensors = {name: value.contiguous() for name, value in policy.state_dict().items()}
-        safetensors.torch.save_file(tensors, temporary / "model.safetensors")
+    with replacing(directory, "policy.json", "checkpoint") as temporary:
+        write_tensors(temporary / "model.safetensors", policy.state_dict())
         description = {"format": FORMAT, "robot_rl": robot_rl.__version__, "policy": _describe(policy)}
         description["metadata"] = metadata or {}
         (temporary / "policy.json").write_text(json.dumps(description, indent=2))
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise DataError(f"cannot write the checkpoint {directory}: {error.strerror or error}") from error
-    previous = directory.with_name(f".{directory.name}.previous")
-    shutil.rmtree(previous, ignore_errors=True)
-    if directory.exists():
-        os.replace(directory, previous)
-    os.replace(temporary, directory)
-    shutil.rmtree(previous, ignore_errors=True)
     return directory
+
+
+@contextmanager
+def replacing(directory: Path, marker: str, what: str) -> Iterator[Path]:
+    """Give an empty directory beside ``directory``, whose place it takes in the end; it goes if something fails.
+
+    Args:
+        directory: what is replaced, if it exists.
+        marker: file that says that ``directory`` is of this kind.
+        what: name of the kind, for messages.
+
+    Raises:
+        ConfigError: ``directory`` holds files and no ``marker``: nobody asked to lose these.
+        DataError: nothing can be written there, or the disk is full.
+    """
+    temporary, previous = (directory.with_name(f".{directory.name}.{end}") for end in ("writing", "previous"))
+    try:
+        if directory.exists() and any(directory.iterdir()) and not (directory / marker).exists():
+            raise ConfigError(f"{directory} holds files and no {what} ({marker}): choose a new or an empty directory")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        shutil.rmtree(previous, ignore_errors=True)
+        if directory.exists():
+            os.replace(directory, previous)
+        os.replace(temporary, directory)
+        shutil.rmtree(previous, ignore_errors=True)
+    except OSError as error:
+        raise DataError(f"cannot write the {what} {directory}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file; `OSError` where that fails, as with any other file (the library has its own)."""
+    import safetensors
+    import safetensors.torch
+
+    try:
+        plain = {name: value.contiguous() for name, value in tensors.items()}
+        safetensors.torch.save_file(plain, path, metadata)
+    except safetensors.SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def load_policy(directory: str | Path, device: str = "cpu", threads: int | None = None) -> Any:

@@ -11,8 +11,6 @@ import copy
 import hashlib
 import json
 import logging
-import os
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 import robot_rl
-from robot_rl.core.errors import CapabilityError, DataError, MissingDependencyError
+from robot_rl.core.errors import CapabilityError, MissingDependencyError
 from robot_rl.core.realtime import Commitment, RealTimeConfig
 from robot_rl.heads.continuation import ContinuationGuide, Prefix
-from robot_rl.policies.checkpoint import FORMAT
+from robot_rl.policies.checkpoint import FORMAT, replacing, write_tensors
 from robot_rl.policies.chunked import ChunkedPolicy
 from robot_rl.policies.exported import PARITY, REFINE, START, STEP, ExportedConfig, ExportedPolicy
 from robot_rl.policies.residual import ResidualPolicy
@@ -49,14 +47,12 @@ def export_policy(policy: Any, directory: str | Path, metadata: dict[str, Any] |
     Raises:
         CapabilityError: this kind of policy cannot be exported; the message lists those that can.
         MissingDependencyError: the packages for writing ONNX are not installed.
+        ConfigError: the directory holds something else than a policy.
         DataError: the graphs do not give the policy's own answers, or cannot be written.
     """
     sampler, graphs = _graphs(policy)
     directory = Path(directory)
-    temporary = directory.with_name(f".{directory.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
+    with replacing(directory, "policy.json", "export") as temporary:
         digests = {name: _write(graph, temporary / f"{name}.onnx") for name, graph in graphs.items()}
         config = _config(policy, sampler, digests)
         _record(policy, sampler, graphs, temporary)
@@ -64,14 +60,7 @@ def export_policy(policy: Any, directory: str | Path, metadata: dict[str, Any] |
         description = {"format": FORMAT, "robot_rl": robot_rl.__version__, "policy": described}
         description["metadata"] = metadata or {}
         (temporary / "policy.json").write_text(json.dumps(description, indent=2))
-        exported = ExportedPolicy.open(temporary, json.loads(json.dumps(described)))
-        shutil.rmtree(directory, ignore_errors=True)
-        os.replace(temporary, directory)
-    except OSError as error:
-        raise DataError(f"cannot write the export {directory}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return exported
+        return ExportedPolicy.open(temporary, json.loads(json.dumps(described)))
 
 
 class _Graph(nn.Module):
@@ -196,8 +185,6 @@ def policy_of(policy: Any, kind: type) -> Any:
 @torch.no_grad()
 def _record(policy: Any, sampler: ChunkedPolicy, graphs: dict[str, _Graph], directory: Path) -> None:
     """Write recorded inputs, start noises and the policy's own answers to them."""
-    import safetensors.torch
-
     draw = torch.Generator().manual_seed(0)
 
     def uniform(key: str, *shape: int) -> Tensor:
@@ -230,7 +217,7 @@ def _record(policy: Any, sampler: ChunkedPolicy, graphs: dict[str, _Graph], dire
     if REFINE in graphs:
         record["refine.actions"] = record["actions.plan"][:, 0].contiguous()
         record["refine.refined"] = torch.from_numpy(policy.refine(history, record["refine.actions"].numpy()))
-    safetensors.torch.save_file({key: value.contiguous() for key, value in record.items()}, directory / PARITY)
+    write_tensors(directory / PARITY, record)
 
 
 def _write(graph: _Graph, path: Path) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +18,7 @@ from robot_rl.core.errors import DataError
 from robot_rl.core.spec import Spec
 from robot_rl.data.normalizer import Normalizer
 from robot_rl.nets.mlp import mlp
-from robot_rl.policies.checkpoint import load_policy, save_policy
+from robot_rl.policies.checkpoint import load_policy, replacing, save_policy, write_tensors
 
 FORMAT = 1
 """Version of the layout on disk; readers refuse newer ones."""
@@ -117,9 +115,12 @@ def save_classifier(classifier: SuccessClassifier, directory: str | Path, report
         classifier: what to write.
         directory: where; what is there is replaced once all is written.
         report: JSON-ready facts on how good it is, to keep.
+
+    Raises:
+        ConfigError: the directory holds something else.
+        DataError: nothing can be written there, or the disk is full.
     """
     directory = Path(directory)
-    temporary = directory.with_name(f".{directory.name}.writing")
     own = isinstance(classifier.encoder, StateEncoder)
     description = {
         "format": FORMAT,
@@ -130,19 +131,12 @@ def save_classifier(classifier: SuccessClassifier, directory: str | Path, report
         "encoder": "state" if own else "policy",
         "report": report or {},
     }
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        tensors = {k: v.contiguous() for k, v in classifier.state_dict().items() if own or k.startswith("net.")}
-        safetensors.torch.save_file(tensors, temporary / "model.safetensors")
+    with replacing(directory, "classifier.json", "classifier") as temporary:
+        tensors = {k: v for k, v in classifier.state_dict().items() if own or k.startswith("net.")}
+        write_tensors(temporary / "model.safetensors", tensors)
         if not own:
             save_policy(classifier.encoder, temporary / "encoder")
         (temporary / "classifier.json").write_text(json.dumps(description, indent=2))
-        shutil.rmtree(directory, ignore_errors=True)
-        os.replace(temporary, directory)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise DataError(f"cannot write the classifier {directory}: {error.strerror or error}") from error
     return directory
 
 

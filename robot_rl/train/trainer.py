@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from robot_rl.core.errors import ConfigError, DataError, RobotRLError
 from robot_rl.data.windows import WindowSampler
 from robot_rl.nets.precision import has_fast_bf16
-from robot_rl.policies.checkpoint import save_policy
+from robot_rl.policies.checkpoint import save_policy, write_tensors
 from robot_rl.train.ema import EMA
 from robot_rl.train.progress import progress
 from robot_rl.train.run import Run
@@ -58,12 +58,17 @@ def train(
     seed and the step, so the weights equal those of a run that was not.
 
     Raises:
-        RobotRLError: the loss is not finite; names the step. The last good checkpoint is kept.
+        RobotRLError: the loss or a weight is not finite; names the step. The last good checkpoint is kept.
     """
     trainer = Trainer(policy, sampler, config, run, seed)
     trainer.run_all()
     save_policy(trainer.ema.module, run.checkpoint_dir("best"), {"steps": config.steps, **(metadata or {})})
     return trainer.ema.module
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """Return the random generator of one step: it depends on nothing else, so that a resumed run draws the same."""
+    return torch.Generator().manual_seed(step + 1_000_000_007 * seed)  # only the lower 32 bits count
 
 
 class Trainer:
@@ -93,13 +98,14 @@ class Trainer:
             while self.step < config.steps:
                 losses.append(self.update())
                 if self.step % config.log_every == 0 or self.step == config.steps:
+                    self._require_finite("loss is", losses)
                     loss = torch.stack(losses).mean().item()
-                    if not math.isfinite(loss):
-                        raise RobotRLError(f"the loss is not finite near step {self.step}; {self._last_good()}")
                     self.run.log({"loss": loss, "learning_rate": self._learning_rate()}, self.step, stage="train")
                     bar.advance(len(losses), loss=loss)
                     losses = []
                 if self.step % config.checkpoint_every == 0 or self.step == config.steps:
+                    self._require_finite("loss is", losses)
+                    self._require_finite("weights are", self.policy.parameters())
                     self._save()
 
     def update(self) -> Tensor:
@@ -107,7 +113,7 @@ class Trainer:
         batch = self.sampler.sample(self.step, self.config.batch_size, self.seed)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
-        generator = torch.Generator().manual_seed((self.seed << 32) + self.step)
+        generator = step_generator(self.seed, self.step)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             loss = self.policy.loss(batch, generator).mean()
         loss.backward()
@@ -117,6 +123,10 @@ class Trainer:
         self.step += 1
         self.ema.update(self.step)
         return loss.detach()
+
+    def _require_finite(self, what: str, values: Iterable[Tensor]) -> None:
+        if not all(value.isfinite().all() for value in values):
+            raise RobotRLError(f"the {what} not finite near step {self.step}; {self._last_good()}")
 
     def _learning_rate(self) -> float:
         warmup, total = min(self.config.warmup_steps, self.config.steps // 10), self.config.steps
@@ -153,7 +163,7 @@ class Trainer:
         tensors |= {f"ema.{k}": v for k, v in self.ema.module.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-        return {name: value.contiguous() for name, value in tensors.items()}
+        return tensors
 
     def _save(self) -> None:
         path = self._state_path()
@@ -161,9 +171,10 @@ class Trainer:
         temporary = path.with_suffix(".writing")
         meta = {"step": self.step, "seed": self.seed, "bf16": self.bf16}
         try:
-            safetensors.torch.save_file(self._tensors(), temporary, {"trainer": json.dumps(meta)})
+            write_tensors(temporary, self._tensors(), {"trainer": json.dumps(meta)})
             temporary.replace(path)
         except OSError as error:
+            temporary.unlink(missing_ok=True)
             raise DataError(f"cannot write the checkpoint {path}: {error.strerror or error}") from error
 
     def _resume(self) -> bool:
@@ -189,6 +200,7 @@ class Trainer:
             states.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
         self.step, self.bf16 = meta["step"], meta["bf16"]
+        self.run.rewind(self.step, "train")
         return True
 
 

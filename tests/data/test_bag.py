@@ -240,6 +240,15 @@ def test_messages_that_lie_about_their_size_are_refused(definition, data):
         kind.decode(data)
 
 
+def test_messages_of_very_many_small_parts_are_refused_before_they_fill_the_memory():
+    text = f"T[] parts\n{'=' * 80}\nMSG: p/T\nuint8 leaf"
+    kind = MessageType("p/msg/A", parse_definitions("p/msg/A", text))
+    assert len(kind.decode(struct.pack("<4sI", b"\0\1\0\0", 1000) + bytes(1000))["parts"]) == 1000
+    count = 2_000_000
+    with pytest.raises(DataError, match=r"a message of p/msg/A has more than the 1000000 values"):
+        kind.decode(struct.pack("<4sI", b"\0\1\0\0", count) + bytes(count))
+
+
 # ---- cut and damaged files -------------------------------------------------------------------------------------------
 
 

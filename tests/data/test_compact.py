@@ -52,6 +52,32 @@ def test_recording_goes_on_after_compaction(tmp_path, record):
     assert len(images) == 12
 
 
+def test_what_the_data_set_does_not_list_is_carried_over(tmp_path, record):
+    root = tmp_path / "set"
+    record(root, lengths=(3, 4))
+    strange = ("README.md", ".git/objects/ab", "meta/notes/day.md", "videos/observation.images.rear/chunk-000/file.mp4")
+    for name in strange:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    (root / "raw").symlink_to("../gone")
+    compact(root)
+    assert [(root / name).read_text() for name in strange] == list(strange)
+    assert (root / "raw").readlink().name == "gone"
+    assert len(list(root.glob("data/*/*.parquet"))) == 1
+    assert not (root / ".recording").exists()
+
+
+def test_a_link_that_leads_out_of_the_data_set_is_not_written_through(tmp_path, record):
+    root = tmp_path / "set"
+    record(root, lengths=(3, 4))
+    (root / "data").rename(tmp_path / "elsewhere")
+    (root / "data").symlink_to("../elsewhere")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    with pytest.raises(DataError, match="move that away"):
+        compact(root)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
 def test_size_limits_split_files(tmp_path, record):
     root = tmp_path / "set"
     record(root, lengths=(3, 4, 5))

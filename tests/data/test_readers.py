@@ -347,6 +347,9 @@ def test_lerobot_paths_stay_inside(tmp_path):
     one_line(lambda: open_dataset(root), "leads out of the data set")
     change_info(root, data_path="data/{nonsense}.parquet")
     one_line(lambda: open_dataset(root), "cannot be filled ('nonsense')")
+    for field in ("{episode_index:0999999999d}", "{episode_index:>99}", "{episode_index.real}", "{video_key!r:999}"):
+        change_info(root, data_path=f"data/{field}.parquet")
+        one_line(lambda: open_dataset(root), "expected fields like {name} or {name:03d}")
 
 
 def test_lerobot_wrong_shapes_are_errors(tmp_path):

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -191,6 +192,27 @@ def test_loading_and_running_an_export_needs_no_torch(flow):
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert result.stdout.split() == ["False"]
+
+
+def test_a_directory_of_something_else_is_not_replaced(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="choose a new or an empty directory"):
+        export.export_policy(chunked(), tmp_path / "thesis")
+    assert [path.name for path in tmp_path.rglob("*")] == ["thesis", "chapter.tex"]
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_was_there(tmp_path, monkeypatch):
+    save_policy(chunked(), tmp_path / "best", {"first": True})
+
+    def full(*_):
+        raise safetensors.SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(DataError, match=r"cannot write the checkpoint .*No space left"):
+        save_policy(chunked(1), tmp_path / "best")
+    assert read_description(tmp_path / "best")["metadata"] == {"first": True}
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
 
 def test_what_cannot_be_exported_is_refused_by_name(tmp_path):

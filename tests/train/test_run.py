@@ -105,3 +105,16 @@ def test_plain_configurations_and_their_differences():
     assert to_plain(Config()) == {"learning_rate": 1e-3, "head": {"steps": 10}, "out": "x", "resume": False}
     assert differences({"a": {"b": 1}, "c": [1]}, {"a": {"b": 1}, "c": [1]}) == []
     assert differences({"a": 1}, {"b": 2}) == ["a was 1, now None", "b was None, now 2"]
+
+
+def test_an_evaluation_makes_the_directory_of_its_results_before_it_begins(tmp_path):
+    from robot_rl.cli import eval as command
+
+    results, video = tmp_path / "new" / "x.json", tmp_path / "other" / "x.mp4"
+    with pytest.raises(DataError, match="no checkpoint"):
+        command.run(command.Config("missing", "push_t", json=results, video=video))
+    assert results.parent.is_dir()
+    assert video.parent.is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write to"):
+        command.run(command.Config("missing", "push_t", json=tmp_path / "file" / "x.json"))

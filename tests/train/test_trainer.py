@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ from robot_rl.data.frames import Frames
 from robot_rl.data.windows import WindowSampler
 from robot_rl.policies.chunked import ChunkedConfig, ChunkedPolicy
 from robot_rl.train.ema import EMA
-from robot_rl.train.run import Run
-from robot_rl.train.trainer import TrainConfig, Trainer, train
+from robot_rl.train.run import Run, read_metrics
+from robot_rl.train.trainer import TrainConfig, Trainer, step_generator, train
 
 SPEC = Spec({"state": ArraySpec((3,))}, ArraySpec((2,)), 10.0)
 CONFIG = TrainConfig(steps=60, batch_size=32, warmup_steps=5, checkpoint_every=20, log_every=10, precision="fp32")
@@ -104,6 +105,54 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):
     assert all(value.isfinite().all() for value in state.values())
 
 
+@pytest.mark.parametrize("what", ["loss is", "weights are"])
+def test_a_checkpoint_is_never_replaced_by_one_that_is_not_finite(tmp_path, monkeypatch, what):
+    config = replace(CONFIG, log_every=1000)
+    policy, sampler = make()
+    with Run.create(tmp_path / "run", config) as run:
+        trainer = Trainer(policy, sampler, config, run)
+        update = trainer.update
+
+        def broken():
+            loss = update()
+            if what == "weights are" and trainer.step == 40:
+                with torch.no_grad():
+                    next(policy.parameters())[0] = float("nan")
+            return loss * float("nan") if what == "loss is" and trainer.step == 30 else loss
+
+        monkeypatch.setattr(trainer, "update", broken)
+        with pytest.raises(RobotRLError, match=f"the {what} not finite near step 40; the last good checkpoint"):
+            trainer.run_all()
+        assert safetensors.safe_open(trainer._state_path(), "pt").metadata()["trainer"].startswith('{"step": 20')
+
+
+def test_a_resumed_run_has_every_step_once_in_its_metrics(tmp_path):
+    policy, sampler = make()
+    with Run.create(tmp_path / "run", CONFIG) as run:
+        trainer = Trainer(policy, sampler, replace(CONFIG, steps=30), run)
+        trainer.run_all()
+        trainer.step = 20
+        trainer._save()  # as if it had been killed after the log of step 30 and before its checkpoint
+    policy, sampler = make()
+    with Run.create(tmp_path / "run", CONFIG, resume=True) as run:
+        train(policy, sampler, CONFIG, run)
+    assert [row["step"] for row in read_metrics(tmp_path / "run", "train")] == [10, 20, 30, 40, 50, 60]
+
+
+def test_a_full_disk_ends_training_with_one_line(tmp_path, monkeypatch):
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise safetensors.SafetensorError("No space left on device (os error 28)")
+
+    policy, sampler = make()
+    with Run.create(tmp_path / "run", CONFIG) as run:
+        trainer = Trainer(policy, sampler, CONFIG, run)
+        monkeypatch.setattr(safetensors.torch, "save_file", full)
+        with pytest.raises(DataError, match=r"cannot write the checkpoint .*No space left"):
+            trainer._save()
+        assert not list(trainer._state_path().parent.iterdir())
+
+
 def test_damaged_or_foreign_trainer_state_is_refused(tmp_path):
     policy, sampler = make()
     with Run.create(tmp_path / "run", CONFIG) as run:
@@ -116,6 +165,16 @@ def test_damaged_or_foreign_trainer_state_is_refused(tmp_path):
         path.write_bytes(path.read_bytes()[:1000])
         with pytest.raises(DataError, match="cannot resume"):
             Trainer(policy, sampler, CONFIG, run)
+
+
+def test_every_seed_and_every_step_draws_its_own_numbers():
+    drawn = {
+        (seed, step): torch.rand((), generator=step_generator(seed, step)).item()
+        for seed in range(4)
+        for step in range(100)
+    }
+    assert len(set(drawn.values())) == len(drawn)
+    assert torch.rand((), generator=step_generator(3, 7)).item() == drawn[3, 7]
 
 
 def test_ema_follows_the_published_schedule():

@@ -42,6 +42,8 @@ _TYPE = re.compile(
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _STEP = re.compile(r"(?P<name>[A-Za-z][A-Za-z0-9_]*)(?:\[(?P<first>\d{1,9})(?P<colon>:)?(?P<last>\d{1,9})?\])?")
 _MAX_TEXT, _MAX_TYPES, _MAX_FIELDS, _MAX_DEPTH = 1_000_000, 500, 1000, 24
+_MAX_VALUES = 1_000_000
+"""Values of one message that become Python objects (arrays of numbers do not): each may take 300 bytes of memory."""
 _PLACEHOLDER = ("structure_needs_at_least_one_member", "uint8")
 
 
@@ -129,6 +131,13 @@ class _Cdr:
         if len(data) < 4 or data[0] != 0 or data[1] not in (0, 1):
             raise DataError("is not plain CDR")
         self.data, self.position, self.order = memoryview(data)[4:], 0, "<" if data[1] else ">"
+        self.values = 0
+
+    def count_values(self, count: int) -> None:
+        """Count values that become Python objects; `DataError` beyond the most that one message may have."""
+        self.values += count
+        if self.values > _MAX_VALUES:
+            raise DataError(f"has more than the {_MAX_VALUES} values that are read")
 
     def align(self, size: int) -> None:
         self.position += -self.position % size
@@ -212,6 +221,7 @@ class MessageType:
             readers = [(field.name, self._field(field, depth)) for field in self._types[name]]
 
             def read(cdr: _Cdr) -> dict[str, Any]:
+                cdr.count_values(len(readers))
                 return {key: reader(cdr) for key, reader in readers}
 
             self._readers[name] = read
@@ -246,7 +256,9 @@ def _numbers(letter: str, size: int, count: int) -> Reader:
 
 def _list(single: Reader, count: int, smallest: int) -> Reader:
     def read(cdr: _Cdr) -> list[Any]:
-        return [single(cdr) for _ in range(cdr.count(smallest) if count < 0 else count)]
+        number = cdr.count(smallest) if count < 0 else count
+        cdr.count_values(number)
+        return [single(cdr) for _ in range(number)]
 
     return read
 
