@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from hardware.attempts import Attempt, AttemptConfig, Attempts, Reporter
@@ -35,23 +37,10 @@ def run_in_process(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run policy and executor as threads; return what both report."""
     transport = InProcessTransport()
-    recorder = Recorder(config.record, robot.spec, task=config.task) if config.record else None
-    executor = Executor(
-        robot,
-        transport.executor,
-        settings,
-        teleop=devices,
-        recorder=recorder,
-        protection=protection(config, robot),
-    )
-    for device in devices:
-        if isinstance(device, Console):
-            device.watch(ExecutorFeed(executor, transport))
-    stop, policy_stop, served = threading.Event(), threading.Event(), []
-    attempts = None
-    if config.verifier is not None:
-        policy = attempts = _attempts(config, policy, robot, transport, executor, stop)
+    stop, policy_stop = threading.Event(), threading.Event()
+    served: list[PolicyReport | None] = []
     failures: list[BaseException] = []
+    attempts = None
 
     def guarded(work: Callable[[], PolicyReport | None]) -> None:
         try:
@@ -59,30 +48,39 @@ def run_in_process(
         except BaseException as error:
             failures.append(error)
 
-    inference = threading.Thread(
-        target=guarded,
-        args=(
-            lambda: serve(
-                policy, transport.policy, policy_stop, seed=config.seed, pin=settings.pin, real_time=config.real_time
-            ),
-        ),
-        name="policy",
-    )
-    loop = threading.Thread(target=guarded, args=(lambda: executor.run(stop, config.duration),), name="executor")
-    executor.connect()
-    try:
-        with interrupted_by_signals(stop):
+    # To the very end: a second Ctrl-C must not skip the stop of the robot, nor the end of the record.
+    with interrupted_by_signals(stop), contextlib.ExitStack() as ending:
+        recorder = Recorder(config.record, robot.spec, task=config.task) if config.record else None
+        if recorder is not None:
+            ending.callback(recorder.close)
+        executor = Executor(
+            robot,
+            transport.executor,
+            settings,
+            teleop=devices,
+            recorder=recorder,
+            protection=protection(config, robot),
+        )
+        for device in devices:
+            if isinstance(device, Console):
+                device.watch(ExecutorFeed(executor, transport))
+        if config.verifier is not None:
+            policy = attempts = _attempts(config, policy, robot, transport, executor, stop)
+        how = {"seed": config.seed, "pin": settings.pin, "real_time": config.real_time}
+        answer = partial(serve, policy, transport.policy, policy_stop, **how)
+        inference = threading.Thread(target=guarded, args=(answer,), name="policy")
+        loop = threading.Thread(target=guarded, args=(lambda: executor.run(stop, config.duration),), name="executor")
+        executor.connect()
+        try:
             inference.start()
             loop.start()
-            _watch(loop, executor, transport, devices, on_status)
-    finally:
-        stop.set()
-        loop.join(5.0)
-        executor.shut_down()
-        policy_stop.set()
-        inference.join(5.0)
-        if recorder is not None:
-            recorder.close()
+            _watch(loop, failures, executor, transport, devices, on_status)
+        finally:
+            stop.set()
+            loop.join(5.0)
+            policy_stop.set()
+            executor.shut_down()
+            inference.join(5.0)
     if failures:
         raise HardwareError(f"the deployment failed: {failures[0]}") from failures[0]
     report = executor.report()
@@ -126,14 +124,15 @@ def _attempts(
 
 def _watch(
     loop: threading.Thread,
+    failures: Sequence[BaseException],
     executor: Executor,
     transport: InProcessTransport,
     devices: Sequence[Teleop],
     on_status: Callable[[ExecutorStatus], None] | None,
 ) -> None:
-    """Pass statuses on while the loop runs; the script's clock starts when the policy has answered."""
+    """Pass statuses on while the loop runs and nothing failed; the script's clock starts with the policy's answer."""
     shown = None
-    while loop.is_alive():
+    while loop.is_alive() and not failures:
         loop.join(0.05)
         if executor.ready.is_set():
             start_script(devices)

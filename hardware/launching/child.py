@@ -62,6 +62,8 @@ class Child:
     """Monotonic time (s) of its next start."""
     signal_at: float = float("inf")
     """Monotonic time (s) of the next signal to it, once it is to end."""
+    unreachable: bool = False
+    """Whether a signal to it was refused."""
     _signals: Iterator[tuple[signal.Signals, float]] = field(init=False, default_factory=lambda: iter(()))
 
     @property
@@ -114,11 +116,15 @@ class Child:
         return number
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to the whole process group, if there still is one."""
+        """Send a signal to the whole process group, if there still is one; where that is not allowed, say so once."""
         try:
             os.killpg(self.handle.pid, number)
         except ProcessLookupError:
             logger.debug("the process group of %s has ended already", self.label)
+        except OSError as error:  # one that runs as another user (sudo) must not keep the others from their signals
+            if not self.unreachable:
+                logger.warning("%s cannot be signalled (%s): end it by hand", self.label, error.strerror)
+            self.unreachable = True
 
     def describe_end(self) -> str:
         """Return how it ended."""

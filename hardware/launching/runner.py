@@ -48,7 +48,7 @@ class Runner:
         self._timers: list[tuple[float, int, Callable[[], Iterator[Action]]]] = []
         self._count = itertools.count()
         self._selector = selectors.DefaultSelector()
-        self._ending = False
+        self._ending = self._unlogged = False
         self._coloured = self.output.isatty() and "NO_COLOR" not in os.environ
 
     def run(self, actions: Iterator[Action], stop: threading.Event) -> int:
@@ -177,11 +177,19 @@ class Runner:
     def _pass_on(self, child: Child, line: str, error: bool) -> None:
         output = child.process.output
         if output in ("log", "own_log", "both", "full"):
-            self.log_directory.mkdir(parents=True, exist_ok=True)
-            with (self.log_directory / f"{child.label}.log").open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            self._log(child.label, line)
         if output in ("screen", "both", "full") or (output == "log" and error):
             self._say(child.label, line)
+
+    def _log(self, label: str, line: str) -> None:
+        try:
+            self.log_directory.mkdir(parents=True, exist_ok=True)
+            with (self.log_directory / f"{label}.log").open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:  # a full disk is no reason to end what runs
+            if not self._unlogged:
+                self._say(_LAUNCHER, f"lines are missing in {self.log_directory}: {error.strerror}")
+            self._unlogged = True
 
     def _say(self, who: str, text: str) -> None:
         mark = f"[{who}]"

@@ -183,6 +183,8 @@ class BagRecorder:
 
     def close(self) -> None:
         """Write what waits, finish the file and give it its name; what was lost is logged. Safe to call twice."""
+        if self._closing:
+            return
         with self._changed:
             self._closing = True
             self._changed.notify()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import queue
@@ -9,7 +10,7 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 _DISK_SECONDS = 2.0
 PRE_INTERVENTION_SECONDS = 1.0
 """Time before a take-over whose steps are marked: what the policy did there is what the operator did not want."""
+LONGEST_EPISODE_SECONDS = 600.0
+"""An episode that nobody ends is saved after this time, with no verdict, and another begun: a crash loses at most
+that, and memory does not fill."""
 
 ACTOR_CODES = {"none": -1, "policy": 0, "human": 1}
 """Code of who wrote the executed action; -1 where nobody did and the robot braked or held."""
@@ -98,7 +102,6 @@ class Recorder:
         append = (root / "meta" / "info.json").exists()
         self.root, self.dropped, self.written, self.episodes = root, 0, 0, 0
         self.failure: Exception | None = None
-        self._runs: list[dict[str, Any]] = []
         self.active = True
         """Whether executed steps are recorded now; see `start` and `pause`."""
         self.free_bytes = 0
@@ -107,6 +110,8 @@ class Recorder:
         # Steps are written this much later, because only what follows tells whether somebody took over.
         self._window = max(1, round(PRE_INTERVENTION_SECONDS * spec.rate_hz))
         self._held: deque[ExecutedStep] = deque()
+        self._longest = max(1, round(LONGEST_EPISODE_SECONDS * spec.rate_hz))
+        self._pending = 0
         self._writer = EpisodeWriter(root, spec, task=task, extras=recorded_extras(spec), append=append)
         # The disk is asked in this thread and never in the control loop, which a network disk could hold up.
         self._queue: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
@@ -137,13 +142,14 @@ class Recorder:
 
     def note_run(self, figures: Mapping[str, Any]) -> None:
         """Keep the figures of a run (lateness, missed ticks, interventions) as a line of ``meta/runs.jsonl``."""
-        self._runs.append(dict(figures))
+        self._put("run", dict(figures))
 
     def close(self, timeout: float = 30.0) -> None:
         """Save the present episode, write what is queued and end; waits up to ``timeout`` seconds."""
-        self._queue.put(("end", None), timeout=timeout)
-        self._queue.put(("close", None), timeout=timeout)
-        self._thread.join(timeout)
+        with contextlib.suppress(queue.Full):  # where the disk hangs, which is said below
+            self._queue.put(("end", None), timeout=timeout)
+            self._queue.put(("close", None), timeout=timeout)
+            self._thread.join(timeout)
         if self._thread.is_alive():
             logger.error("recorder: did not finish within %.0f s", timeout)
         if self.dropped:
@@ -176,8 +182,8 @@ class Recorder:
     def _next(self) -> tuple[str, Any]:
         """Return what is next in the queue, and look at the disk every now and then."""
         while True:
-            if time.monotonic() >= self._next_look:
-                self._look_at_disk()
+            if self.failure is None and time.monotonic() >= self._next_look:
+                self._guarded(self._look_at_disk)
             try:
                 return self._queue.get(timeout=_DISK_SECONDS)
             except queue.Empty:
@@ -189,34 +195,49 @@ class Recorder:
         self.free_bytes = shutil.disk_usage(place).free
 
     def _run(self) -> None:
-        pending = 0
+        self._guarded(self._write_labels)
         while True:
             kind, value = self._next()
             if kind == "close":
                 break
-            if self.failure is not None:
+            if self.failure is None or kind == "run":
+                self._guarded(self._do, kind, value)
+            else:
                 self.dropped += kind == "step"
-                continue
-            try:
-                if kind == "step":
-                    self._take(value)
-                    pending += 1
-                    self.written += 1
-                elif kind == "discard":
-                    self._held.clear()
-                    self._writer.discard_episode()
-                    self.written -= pending
-                    pending = 0
-                elif pending:
-                    while self._held:
-                        self._write(self._held.popleft(), False)
-                    self._writer.save_episode(success=value)
-                    self.episodes += 1
-                    pending = 0
-            except Exception as error:
-                logger.exception("recorder: recording ended; the robot goes on")
-                self.failure = error
-        self._finish()
+        self._guarded(self._writer.close)
+
+    def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
+        try:
+            work(*arguments)
+        except Exception as error:
+            logger.exception("recorder: recording ended; the robot goes on")
+            self.failure = self.failure or error
+
+    def _do(self, kind: str, value: Any) -> None:
+        if kind == "step":
+            self._take(value)
+            self._pending += 1
+            self.written += 1
+            if self._pending - len(self._held) >= self._longest:
+                self._save(None)
+        elif kind == "discard":
+            self._held.clear()
+            self._writer.discard_episode()
+            self.written -= self._pending
+            self._pending = 0
+        elif kind == "run":
+            with (self.root / "meta" / "runs.jsonl").open("a") as file:
+                file.write(json.dumps(value) + "\n")
+        elif self._pending:
+            while self._held:
+                self._write(self._held.popleft(), False)
+            self._save(value)
+
+    def _save(self, success: bool | None) -> None:
+        """Save the episode; steps that are held back belong to the next one."""
+        self._writer.save_episode(success=success)
+        self.episodes += 1
+        self._pending = len(self._held)
 
     def _take(self, step: ExecutedStep) -> None:
         """Hold the step back until it is known whether somebody took over soon after it."""
@@ -244,15 +265,14 @@ class Recorder:
             stamp=step.stamp,
         )
 
-    def _finish(self) -> None:
-        self._writer.close()
+    def _write_labels(self) -> None:
+        from robot_rl.data.durable import write_json
+        from robot_rl.data.store import SCRATCH
+
         labels = {
             "actor": ACTOR_CODES,
             "mode": {mode.value: code for mode, code in MODE_CODES.items()},
             "reason": REASON_CODES,
             "safety_flags": {flag.name.lower(): int(flag) for flag in SafetyFlag if flag.name},
         }
-        if (self.root / "meta").exists():
-            (self.root / "meta" / "labels.json").write_text(json.dumps(labels, indent=2))
-            with (self.root / "meta" / "runs.jsonl").open("a") as file:
-                file.writelines(json.dumps(run) + "\n" for run in self._runs)
+        write_json(self.root / "meta" / "labels.json", labels, self.root / SCRATCH)

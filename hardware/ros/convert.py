@@ -25,6 +25,7 @@ from __future__ import annotations
 import array
 import dataclasses
 import json
+import re
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,7 @@ _LEVELS = {"auto": b"\x00", "align": b"\x00", "human": b"\x00", "idle": b"\x01",
 _STAMP_PREFIX = "stamp:"
 _POLICY_PREFIX = "policy/"
 _EVENTS = tuple(OperatorEvent)
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
 _SAME_TIME = 1e-6
 """Two stamps nearer than this (s) are one measurement; float64 seconds lose the nanosecond after months of uptime."""
 
@@ -82,7 +84,7 @@ def from_header(header: Header) -> tuple[float, int]:
         DataError: the frame does not end in ``#`` and a number, so the message is not ours.
     """
     _, mark, text = header.frame_id.rpartition("#")
-    if not mark or not text.lstrip("-").isdigit():
+    if not mark or not _NUMBER.fullmatch(text):
         raise DataError(f"message with the frame '{header.frame_id}' carries no sequence number ('frame#seq' expected)")
     return from_time(header.stamp), int(text)
 

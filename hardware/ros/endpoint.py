@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hardware.ros.context import open_context
-from robot_rl.core.errors import HardwareError, RobotRLError
+from robot_rl.core.errors import HardwareError
 
 if TYPE_CHECKING:
     from rclpy.publisher import Publisher
@@ -100,11 +100,12 @@ class Endpoint:
         def guarded(message: Any) -> None:
             try:
                 callback(message)
-            except RobotRLError as error:
+            except Exception as error:  # whatever a stranger sent: this thread also hears the e-stop
                 self.rejected += 1
-                if str(error) not in self._complaints:
-                    self._complaints.add(str(error))
-                    logger.warning("message on '%s' dropped: %s", topic, error)
+                cause = f"{type(error).__name__}: {error}"
+                if cause not in self._complaints:
+                    self._complaints.add(cause)
+                    logger.warning("message on '%s' dropped: %s", topic, cause)
 
         self._subscriptions.append(self.node.create_subscription(message_type, topic, guarded, profile))
 

@@ -104,9 +104,16 @@ class ExecutorWork:
         # What was pressed or planned before belongs to another time: an old "enable" must not move anything.
         while self.link.poll_chunk() is not None or self.link.poll_operator() is not None:
             pass
-        recorder, protection = self._recorder(robot), self._protection(robot)
-        self.executor = Executor(robot, self.link, self.settings, recorder=recorder, protection=protection)
-        self.executor.connect()
+        self.link.poll_estop()  # a press that was released, too; one that still holds is seen again
+        protection, recorder = self._protection(robot), self._recorder(robot)
+        try:
+            executor = Executor(robot, self.link, self.settings, recorder=recorder, protection=protection)
+            executor.connect()
+        except BaseException:
+            if recorder is not None:
+                recorder.close()
+            raise
+        self.executor = executor
 
     def run(self, stop: threading.Event) -> None:
         """Run the robot until ``stop`` is set or the time is over; it ends with a controlled stop and a hold.
@@ -128,9 +135,11 @@ class ExecutorWork:
         executor, self.executor = self.executor, None
         if executor is None:
             return
-        executor.shut_down()
-        if executor.recorder is not None:
-            executor.recorder.close()
+        try:
+            executor.shut_down()
+        finally:
+            if executor.recorder is not None:
+                executor.recorder.close()
         _finish(self.config, executor, executor.robot, executor.recorder)
 
     def _make(self) -> Robot:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SUPERVISOR_VARIABLE = "ROBOT_RL_SUPERVISOR"
-"""Environment variable with the process id of the supervisor: a child that finds another parent ends."""
+"""Environment variable with the process id of the supervisor: a child that finds it dead ends."""
 ESCALATION = ((signal.SIGINT, 10.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0))
 """Signals that end a child, each with the seconds that it has before the next one: a recording is saved meanwhile."""
 EXECUTOR_REPORT, POLICY_REPORT = "executor.json", "policy.json"
@@ -42,6 +42,7 @@ _PR_SET_PDEATHSIG = 1
 def end_with_supervisor() -> None:
     """Have the kernel interrupt this process when its supervisor dies; does nothing for a process started by hand.
 
+    Behind a shell or ``ros2 run`` it is the end of these that counts: the kernel knows a process's own parent only.
     Without it a supervisor that is killed would leave a policy and a robot running with nobody in charge. Linux only;
     elsewhere the executor still ends by its own watchdogs.
     """
@@ -49,7 +50,7 @@ def end_with_supervisor() -> None:
     if supervisor is None or sys.platform != "linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
-    if os.getppid() != int(supervisor):
+    if os.getppid() != int(supervisor) and not Path(f"/proc/{supervisor}").exists():
         raise SystemExit("the supervisor ended before this process had started")
 
 

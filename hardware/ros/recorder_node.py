@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -33,6 +33,7 @@ _LARGE = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage", "sensor_ms
 _DEPTHS = (30, 2000)
 """Messages that the middleware keeps while we are busy: of large types, of others. One camera's 30 images are 28 MB."""
 _LOOK_SECONDS = 0.5
+_DRAIN_SECONDS = 5.0
 _REPORT_SECONDS = 10.0
 
 
@@ -93,14 +94,14 @@ class _Recorded:
 
     number: int
     """Its number in the recorder."""
-    subscription: Subscription
-    """What brings its messages."""
     reliable: bool
     """Whether it was asked for reliably."""
     latched: bool
     """Whether it was asked for with what late joiners get."""
-    numbered: bool = True
+    numbered: bool
     """Whether its messages have one publisher's numbers."""
+    subscription: Subscription = field(init=False)
+    """What brings its messages."""
 
 
 class TopicRecorder:
@@ -140,9 +141,8 @@ class TopicRecorder:
                 logger.warning("%s is not recorded: %s", name, error)
 
     def release(self) -> None:
-        """End every subscription."""
-        for topic in self._topics.values():
-            self._endpoint.node.destroy_subscription(topic.subscription)
+        """Record what has arrived, and end every subscription."""
+        self._end(list(self._topics.values()))
         self._topics.clear()
 
     def _record(self, name: str, kinds: Sequence[str], publishers: Sequence[TopicEndpointInfo]) -> None:
@@ -155,23 +155,41 @@ class TopicRecorder:
             present.numbered &= len(publishers) == 1
             if (present.reliable, present.latched) == (reliable, latched):
                 return
-            self._endpoint.node.destroy_subscription(present.subscription)
+            self._end([present])
             logger.info("%s: a publisher offers another quality of service, subscribed again", name)
             number = present.number
         else:
             number = self._recorder.add_topic(name, kinds[0], [qos_entry(one.qos_profile) for one in publishers])
             logger.info("recording %s (%s)", name, kinds[0])
-        message_type = _message_type(kinds[0])
-        subscription = self._endpoint.node.create_subscription(
-            message_type, name, partial(self._received, name), profile, raw=True
+        topic = _Recorded(number, reliable, latched, len(publishers) == 1)
+        topic.subscription = self._endpoint.node.create_subscription(
+            _message_type(kinds[0]), name, partial(self._received, topic), profile, raw=True
         )
-        self._topics[name] = _Recorded(number, subscription, reliable, latched, len(publishers) == 1)
+        self._topics[name] = topic
 
-    def _received(self, name: str, data: bytes, info: dict[str, Any]) -> None:
+    def _end(self, topics: Sequence[_Recorded]) -> None:
+        """Have the I/O thread record what the middleware still holds of ``topics``, and end their subscriptions."""
+        done = threading.Event()
+
+        def drain() -> None:
+            for topic in topics:
+                for _ in range(_DEPTHS[True]):  # more than it holds: whoever goes on sending is not waited for
+                    with topic.subscription.handle:
+                        found = topic.subscription.handle.take_message(topic.subscription.msg_type, True)
+                    if found is None:
+                        break
+                    self._received(topic, *found)
+            done.set()
+
+        if topics:
+            self._endpoint.run_in_thread(drain)
+            if not done.wait(_DRAIN_SECONDS):
+                logger.error("the last messages could not be fetched within %.0f s", _DRAIN_SECONDS)
+        for topic in topics:
+            self._endpoint.node.destroy_subscription(topic.subscription)
+
+    def _received(self, topic: _Recorded, data: bytes, info: dict[str, Any]) -> None:
         """Queue one message; runs in the I/O thread."""
-        topic = self._topics.get(name)
-        if topic is None:  # the subscription is older than its entry by an instant
-            return
         sequence = info.get("publication_sequence_number") or 0
         self._recorder.add(
             topic.number,
@@ -282,7 +300,9 @@ class RecorderWork:
             raise HardwareError(f"recording ended early: {recorder.stopped}; what came before is in {recorder.path}")
 
     def close(self) -> None:
-        """Nothing to release: a recording is finished when the work ends."""
+        """Finish a recording that was created and never run."""
+        if self.recorder is not None:
+            self.recorder.close()
 
     def _watch(self, topics: TopicRecorder, recorder: BagRecorder, stop: threading.Event) -> None:
         """Look for topics and say how it goes."""

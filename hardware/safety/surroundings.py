@@ -50,13 +50,12 @@ class Surroundings:
 
     def __init__(self, motion: MotionLimiter, guards: Guards) -> None:
         """Join them; raises `ConfigError` if a stop takes longer than can be looked ahead every tick."""
-        if any(getattr(guards, one.name) is not None for one in fields(guards)) and (
-            motion.braking_ticks > motion.most_ticks
-        ):
+        watched = any(getattr(guards, one.name) is not None for one in fields(guards))
+        if watched and motion.braking_ticks > motion.most_ticks:
             raise ConfigError(
                 f"a stop from the velocity limit takes {motion.braking_ticks} ticks of {motion.dt:g} s, and what keeps "
-                f"the robot away from its surroundings looks {motion.most_ticks} ahead: lower the velocity limit or the "
-                "tick rate, or raise the limits of acceleration and jerk"
+                f"the robot off its surroundings looks {motion.most_ticks} ahead: lower the velocity limit or the tick "
+                "rate, or raise the limits of acceleration and jerk"
             )
         self._motion, self._guards = motion, guards
         self._outside: dict[int, float] = {}
