@@ -46,16 +46,17 @@ def test_the_overview_lists_every_verb_with_one_line():
 def test_help_is_quick_and_loads_neither_torch_nor_numpy():
     code = (
         "import sys; from robot_rl.cli.main import main; main(['--help']); "
-        "assert not {'torch', 'mujoco', 'rclpy', 'tyro'} & set(sys.modules)"
+        "assert not {'torch', 'numpy', 'mujoco', 'rclpy', 'tyro'} & set(sys.modules)"
     )
-    took = []
+    took = {code: [], "pass": []}
     for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        # Processor time, so that other load on the machine does not count.
-        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(took) < 0.3
+        for program, times in took.items():
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            # Processor time, so that other load on the machine does not count.
+            times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(took[code]) < max(0.3, 7 * min(took["pass"])), "seven times Python's own start, on a slow machine"
 
 
 def test_an_unknown_verb_suggests_the_nearest(capsys):

@@ -33,13 +33,14 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.ros
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
-def test_the_blocks_run(page, tmp_path):
+def test_the_blocks_run(page, tmp_path, new_domain):
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
         "ROBOT_RL_DEBUG": "1",
-        "ROS_DOMAIN_ID": str(80 + PAGES.index(page)),
+        "ROS_DOMAIN_ID": str(new_domain()),
     }
     for language, code in blocks(page):
         command = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
@@ -49,7 +50,7 @@ def test_the_blocks_run(page, tmp_path):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=400,
             stdin=subprocess.DEVNULL,
         )
         assert result.returncode == 0, f"{page.name}:\n{code}\n{result.stdout[-2000:]}{result.stderr[-4000:]}"

@@ -136,29 +136,33 @@ import sys, time
 from hardware.recording.bag_recorder import BagRecorder
 recorder = BagRecorder(sys.argv[1])
 small, large = recorder.add_topic("/small", "std_msgs/msg/String"), recorder.add_topic("/large", "std_msgs/msg/String")
-number = 0
+number, now = 0, time.time_ns()
 while True:
     number += 1
-    now = time.time_ns()
+    before, now = now, time.time_ns()
     recorder.add(small, b"\\0\\1\\0\\0" + number.to_bytes(8, "little"), now, sequence=number)
     if number % 20 == 0:
         recorder.add(large, b"\\0\\1\\0\\0" + bytes(300_000), now)
-    print(number, flush=True)
+    sys.stdout.write(f"{number} {now} {now - before}\\n")
+    sys.stdout.flush()
     time.sleep(0.002)
 """
+"""Says of every message its number, when it was recorded, and how long after the one before, in nanoseconds."""
 
 
 def test_a_kill_costs_less_than_half_a_second(tmp_path, capsys):
     bag = tmp_path / "run"
     child = subprocess.Popen([sys.executable, "-c", KILLED, str(bag)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    lines = []
     try:
         for line in child.stdout:
-            if int(line) >= 500:
+            lines.append(line)
+            if len(lines) >= 500:
                 break
     finally:
         child.send_signal(signal.SIGKILL)
-        killed = time.time_ns()
-        child.communicate()
+        lines += child.communicate()[0].splitlines(keepends=True)
+    said = [[int(word) for word in line.split()] for line in lines if line.endswith("\n")]
     with pytest.raises(DataError, match="robot-rl record recover"):
         open_bag(bag)
     assert run(Recover(bag)) == 0
@@ -168,7 +172,10 @@ def test_a_kill_costs_less_than_half_a_second(tmp_path, capsys):
     messages = [one for one in open_bag(bag).messages() if one.topic == "/small"]
     numbers = [int.from_bytes(one.data[4:], "little") for one in messages]
     assert numbers == list(range(1, len(numbers) + 1)), "what is there has no hole"
-    assert (killed - messages[-1].log_time) * 1e-9 < 0.5
+    # By the recorder's own clock: a machine that held it up for a while held up what writes the chunks as well.
+    last = said[-1][1]
+    held_up = sum(pause for _, when, pause in said if when > last - 1e9 and pause > 20e6)
+    assert last - messages[-1].log_time < 0.5e9 + held_up
 
 
 def test_what_the_command_says_of_a_recording(tmp_path, capsys):

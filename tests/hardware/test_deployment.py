@@ -240,7 +240,7 @@ def test_a_safety_file_reaches_the_chain_and_its_mistakes_come_before_anything_s
             policy=checkpoint,
             task="navigate",
             transport="inprocess",
-            duration=1.0,
+            duration=3.0,
             operator="none",
             safety=path,
             out=tmp_path / "out",

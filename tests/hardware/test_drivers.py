@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from driver_benches import BENCHES
+from driver_benches import BENCHES, PATIENCE
 
 from hardware.robots.fake import FakeRobot, FaultyRobot
 from hardware.robots.sim import SimRobot
@@ -36,7 +36,7 @@ def test_lost_exchanges_are_forgiven_and_silence_is_a_fault_that_says_why(bench)
     robot.connect()
     hold, before = robot.hold_command(), robot.observe().seq
     bench.hiccup(3)
-    deadline = time.monotonic() + 5.0
+    deadline = time.monotonic() + PATIENCE
     while robot.observe().seq < before + 5:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -44,7 +44,7 @@ def test_lost_exchanges_are_forgiven_and_silence_is_a_fault_that_says_why(bench)
     if bench.counts:
         assert 1 <= robot.failures <= robot.config.max_failures
     bench.silence()
-    message = str(fails_within(robot, 5.0))
+    message = str(fails_within(robot, 15.0))
     assert len(message) > 20
     assert "\n" not in message
     assert refusal(lambda: robot.command(hold)), "a robot that has failed takes no command"
@@ -67,9 +67,20 @@ FAULTS = {
 def test_every_fault_that_is_injected_shows_and_leaves_with_it(bench):
     robot = FaultyRobot(bench.robot)
     bench.robot.connect()
-    for _ in range(30):
-        robot.observe()
+    behind = []
+
+    def measured():
+        """Return what is observed once the robot behind has measured anew, and 12 ms later at least."""
         time.sleep(0.012)
+        behind.append(bench.robot.observe().seq)
+        deadline = time.monotonic() + PATIENCE
+        while bench.robot.observe().seq == behind[-1]:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        return robot.observe()
+
+    for _ in range(30):
+        measured()
     for name, settings in FAULTS.items():
         clean = robot.observe()
         place = robot.hold_command()
@@ -82,7 +93,7 @@ def test_every_fault_that_is_injected_shows_and_leaves_with_it(bench):
         elif name == "deaf":
             assert robot.stop() is False
         else:
-            seen = [robot.observe() for _ in range(20) if time.sleep(0.012) is None]
+            seen = [measured() for _ in range(20)]
             key = next(k for k, v in clean.values.items() if v.dtype.kind == "f")
             if name == "freeze":
                 assert {one.seq for one in seen} == {clean.seq}
@@ -91,7 +102,7 @@ def test_every_fault_that_is_injected_shows_and_leaves_with_it(bench):
             elif name == "delay_seconds":
                 assert seen[-1].age(time.monotonic()) >= 0.3
             elif name == "delay":
-                assert seen[-1].seq <= bench.robot.observe().seq - 2
+                assert seen[-1].seq <= behind[-1] - 2
             elif name == "not_a_number":
                 assert np.isnan(seen[-1].values[key]).all()
                 assert np.isnan(robot.hold_command()).all()

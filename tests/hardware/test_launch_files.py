@@ -78,7 +78,7 @@ def arguments(name):
 
 
 @pytest.mark.ros
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 def test_human_in_the_loop_runs_from_its_launch_file(tmp_path, new_domain):
     """Robot, policy, scripted operator and recorder start, work together, and end in order; all from the command."""
     pytest.importorskip("rclpy", reason="ROS 2 is not installed: pip install 'robot-rl[ros]'")
@@ -111,7 +111,12 @@ def test_human_in_the_loop_runs_from_its_launch_file(tmp_path, new_domain):
                 process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0, "\n".join(lines)
     finally:
-        process.kill()
+        process.terminate()  # without effect on one that has ended; else it ends what it has started, which we cannot
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.stdout.close()
     text = "\n".join(lines)
     assert all(f"[launch] {name} ended with exit code 0" in lines for name in ("executor", "policy", "teleop")), text
     assert "[launch] recorder ended with exit code 0" in lines, text
@@ -119,25 +124,35 @@ def test_human_in_the_loop_runs_from_its_launch_file(tmp_path, new_domain):
 
 
 @pytest.mark.ros
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(400)
 def test_simulated_robot_runs_from_its_launch_file(tmp_path, new_domain):
     pytest.importorskip("rclpy", reason="ROS 2 is not installed: pip install 'robot-rl[ros]'")
+    log = tmp_path / "launch.txt"
     code = f"""
-import os, signal, subprocess, sys, time
+import signal, subprocess, sys, time
 from hardware.ros.link import RosOperatorLink
 program = [sys.executable, "-m", "robot_rl.cli.main", "launch"]
 command = [*program, "simulated_robot", "task:=navigate", "--logs={tmp_path}"]
-process = subprocess.Popen(command)
-link = RosOperatorLink()
-try:
-    spec = link.wait_for_robot(90)
-    while link.status is None:
-        time.sleep(0.01)
-    print("STATUS", link.status.mode, spec.action.size, flush=True)
-finally:
-    process.send_signal(signal.SIGINT)
-    link.close()
-    sys.exit(process.wait(60))
+with open({str(log)!r}, "wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+    try:
+        link = RosOperatorLink()
+        try:
+            spec = link.wait_for_robot(90)
+            deadline = time.monotonic() + 90
+            while link.status is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            print(f"STATUS {{link.status and link.status.mode}} {{spec.action.size}}", flush=True)
+        finally:
+            link.close()
+        process.send_signal(signal.SIGINT)
+        ended = process.wait(60)
+    finally:
+        process.terminate()  # without effect on one that has ended; else it ends what it has started, which we cannot
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+sys.exit(ended)
 """
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("AMENT", "ROS_", "FAST"))}
     ran = subprocess.run(
@@ -146,12 +161,13 @@ finally:
         env={**clean, "ROS_DOMAIN_ID": str(new_domain())},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=360,
         check=False,
     )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "STATUS idle 2" in ran.stdout
-    assert "[launch] executor ended with exit code 0" in ran.stdout
+    shown = log.read_text()
+    assert ran.returncode == 0, ran.stdout + ran.stderr + shown
+    assert "STATUS idle 2" in ran.stdout, shown
+    assert "[launch] executor ended with exit code 0" in shown
 
 
 def test_there_is_a_launch_file_and_no_python_package():

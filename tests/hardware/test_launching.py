@@ -1,5 +1,6 @@
 """Our launch runner: what it reads, what it refuses, the command lines that it builds, and how it ends processes."""
 
+import errno
 import io
 import os
 import shlex
@@ -461,6 +462,40 @@ def test_an_error_on_the_way_ends_what_was_started(launch, tmp_path):
     with pytest.raises(HardwareError, match=r"robot.launch.yaml:4: second does not start"):
         Runner(tmp_path, output).run(file.actions({}, dict(os.environ)), threading.Event())
     assert "first was killed by SIGINT" in output.getvalue()
+
+
+def test_a_process_of_another_user_does_not_keep_the_others_from_their_end(launch, tmp_path, monkeypatch, caplog):
+    file = launch("""
+  - executable: {cmd: sleep 5, name: first}
+  - executable: {cmd: sleep 0.5, name: foreign, sigterm_timeout: 0.1}
+""")
+    stop, output, kill = threading.Event(), io.StringIO(), os.killpg
+    runner = Runner(tmp_path, output)
+
+    def refused(group, number):
+        if group == runner.children[1].handle.pid:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        kill(group, number)
+
+    monkeypatch.setattr(os, "killpg", refused)
+    stop.set()
+    assert runner.run(file.actions({}, dict(os.environ)), stop) == 0
+    assert "first was killed by SIGINT" in output.getvalue()
+    assert "foreign ended with exit code 0" in output.getvalue()
+    assert [record.getMessage() for record in caplog.records] == [
+        "foreign cannot be signalled (Operation not permitted): end it by hand"
+    ]
+
+
+def test_a_log_that_cannot_be_written_does_not_end_what_runs(launch, tmp_path):
+    (tmp_path / "file").write_text("")
+    file = launch("""
+  - executable: {cmd: "sh -c 'echo one; echo two'", name: a, output: both}
+""")
+    output = io.StringIO()
+    assert Runner(tmp_path / "file" / "logs", output).run(file.actions({}, dict(os.environ)), threading.Event()) == 0
+    assert {"[a] one", "[a] two", "[launch] a ended with exit code 0"} <= set(output.getvalue().splitlines())
+    assert output.getvalue().count("lines are missing in") == 1
 
 
 def test_shutdown_ends_the_rest_and_starts_nothing_after_it(launch):

@@ -1,13 +1,16 @@
 """Everything executed is recorded with who acted and why, and the control loop never waits for the disk."""
 
+import errno
 import json
 import threading
+import time
 
 import numpy as np
 from deployment_rig import Rig
 
 from hardware.control.arbiter import REASONS, Mode
 from hardware.control.executor import Executor
+from hardware.recording import recorder as module
 from hardware.recording.recorder import ACTOR_CODES, ExecutedStep, Recorder
 from hardware.robots.fake import FakeRobot
 from hardware.safety.flags import SafetyFlag
@@ -98,6 +101,58 @@ def test_a_failing_disk_ends_the_recording_and_not_the_run(tmp_path):
         recorder.add(executed(spec))
     recorder.close()
     assert "no space left" in recorder.to_json()["failure"]
+
+
+def test_a_disk_that_cannot_be_asked_ends_the_recording_and_says_so(tmp_path, monkeypatch):
+    spec = FakeRobot().spec
+    recorder = Recorder(tmp_path / "run", spec)
+
+    def broken(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(module.shutil, "disk_usage", broken)
+    recorder._next_look = 0.0
+    recorder.add(executed(spec))
+    recorder.close()
+    assert "Input/output error" in recorder.to_json()["failure"]
+    assert not recorder.status()["active"]
+
+
+def test_a_disk_that_hangs_does_not_hold_up_the_end(tmp_path, caplog):
+    spec = FakeRobot().spec
+    recorder = Recorder(tmp_path / "run", spec, depth=1)
+    gate = threading.Event()
+    recorder._next = lambda: (gate.wait(), Recorder._next(recorder))[1]
+    try:
+        recorder.add(executed(spec))
+        recorder.close(timeout=0.01)
+        assert "did not finish" in caplog.text
+    finally:
+        gate.set()
+        recorder.close()
+
+
+def test_what_a_crash_would_lose_is_on_the_disk_before_the_end(tmp_path, monkeypatch):
+    from robot_rl.data.dataset import open_dataset
+
+    spec = FakeRobot().spec
+    monkeypatch.setattr(module, "LONGEST_EPISODE_SECONDS", 40 / spec.rate_hz)
+    recorder = Recorder(tmp_path / "run", spec)
+    window = round(spec.rate_hz)
+    for _ in range(100 + window):
+        recorder.add(executed(spec))
+    recorder.note_run({"ticks": 3})
+    while not recorder._queue.empty():
+        time.sleep(0.001)
+    frames = open_dataset(tmp_path / "run").load()
+    np.testing.assert_array_equal(frames.episode_lengths, [40, 40])
+    assert json.loads((tmp_path / "run" / "meta" / "labels.json").read_text())["actor"] == ACTOR_CODES
+    recorder.discard()
+    recorder.add(executed(spec))
+    recorder.end_episode(True)
+    recorder.close()
+    assert (recorder.episodes, recorder.written) == (3, 81)
+    assert json.loads((tmp_path / "run" / "meta" / "runs.jsonl").read_text()) == {"ticks": 3}
 
 
 def test_a_second_run_continues_the_recording(tmp_path):

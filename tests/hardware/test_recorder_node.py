@@ -3,12 +3,15 @@
 import array
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -19,6 +22,7 @@ from rosbags.rosbag2 import Reader
 
 from hardware.cli.record import Run, run
 from hardware.ros.endpoint import Endpoint, quality
+from robot_rl.core.errors import DataError
 from robot_rl.data.bag.bag import open_bag
 from robot_rl.data.bag.recover import recover
 
@@ -59,6 +63,27 @@ def wait_until(condition, what, seconds=PATIENCE):
         time.sleep(0.01)
 
 
+def met(endpoint):
+    """Return whether each of the endpoint's publishers has one subscription, its own middleware says."""
+    return all(publisher.get_subscription_count() == 1 for publisher in endpoint._publishers)
+
+
+def only_weak(endpoint, topic):
+    """Return whether the one subscription of a topic asks for no reliability."""
+    found = endpoint.node.get_subscriptions_info_by_topic(topic)
+    return [one.qos_profile.reliability.short_key for one in found] == ["best_effort"]
+
+
+def on_disk(recording):
+    """Return how many messages of each topic a kill would leave now."""
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            copy = shutil.copytree(recording, Path(scratch) / "copy")
+            return recover(copy, copy / "rescued.mcap").counts
+        except (OSError, shutil.Error, DataError):
+            return {}  # nothing is there yet, or it has just got its name
+
+
 def messages():
     from sensor_msgs.msg import Image, JointState
     from std_msgs.msg import String
@@ -77,6 +102,7 @@ def test_everything_is_recorded_with_the_quality_of_service_that_is_offered(tmp_
     log = tmp_path / "recorder.log"
     wait_until(lambda: all(endpoint.node.count_subscribers(name) for name in topics[:3]), "the subscriptions")
     wait_until(lambda: "nobody publishes /robot/never" in log.read_text(), "the complaint")
+    wait_until(lambda: met(endpoint), "the publishers' hearing of them")
     time.sleep(0.5)
     pixels = array.array("B", bytes(64 * 48 * 3))
     for k in range(200):
@@ -86,15 +112,12 @@ def test_everything_is_recorded_with_the_quality_of_service_that_is_offered(tmp_
         if k % 10 == 0:
             send_image(image(height=48, width=64, encoding="rgb8", step=192, data=pixels))
         time.sleep(0.005)
-    time.sleep(0.5)
+    expected = {"/robot/joint_states": 200, "/robot/camera": 20, "/robot/description": 1}
+    wait_until(lambda: on_disk(tmp_path / "run") == expected, "the recording of every message")
     process.send_signal(signal.SIGINT)
     assert process.wait(PATIENCE) == 0
     bag = open_bag(tmp_path / "run")
-    assert {name: topic.count for name, topic in bag.topics.items()} == {
-        "/robot/joint_states": 200,
-        "/robot/camera": 20,
-        "/robot/description": 1,
-    }
+    assert {name: topic.count for name, topic in bag.topics.items()} == expected
     kind = bag.topic("/robot/joint_states").message_type()
     states = [one for one in bag.messages() if one.topic == "/robot/joint_states"]
     assert [kind.decode(one.data)["position"][0] for one in states] == pytest.approx([0.01 * k for k in range(200)])
@@ -117,12 +140,13 @@ def test_a_weaker_publisher_that_comes_later_is_recorded_too_and_a_kill_leaves_a
     wait_until(lambda: endpoint.node.count_subscribers("/robot/words"), "the subscription")
     send_weak = endpoint.publisher(string, "words", quality(100, reliable=False))
     wait_until(lambda: "subscribed again" in log.read_text(), "the second subscription")
+    wait_until(lambda: only_weak(endpoint, "/robot/words") and met(endpoint), "the publishers' hearing of it")
     time.sleep(1.0)
     for k in range(20):
         send(string(data=f"strong {k}"))
         send_weak(string(data=f"weak {k}"))
         time.sleep(0.01)
-    time.sleep(1.0)
+    wait_until(lambda: on_disk(tmp_path / "run") == {"/robot/words": 40}, "the recording of every message")
     process.kill()
     process.wait()
     recover(tmp_path / "run")
@@ -157,6 +181,63 @@ def test_each_activation_makes_a_recording_of_its_own(tmp_path, endpoint):
         node.close()
     for name in ("run", "run_2"):
         assert open_bag(tmp_path / name).topics["/robot/words"].count > 0
+
+
+def test_a_message_that_comes_at_once_is_recorded(tmp_path):
+    from hardware.ros.recorder_node import BagRecorder, RecorderNodeConfig, TopicRecorder
+
+    class Node:
+        resolve_topic_name = staticmethod(lambda name: f"/{name}")
+        get_topic_names_and_types = staticmethod(lambda: [("/words", ["std_msgs/msg/String"])])
+        get_publishers_info_by_topic = staticmethod(lambda name: [SimpleNamespace(qos_profile=quality(10))])
+
+        @staticmethod
+        def create_subscription(kind, name, callback, profile, raw):
+            callback(b"\0\1\0\0" + bytes(8), {"received_timestamp": 1, "source_timestamp": 1})
+
+    config = RecorderNodeConfig(out=str(tmp_path / "run"), topics=("words",))
+    recorder = BagRecorder(config.out, config.bag())
+    TopicRecorder(SimpleNamespace(node=Node()), recorder, config).look()
+    recorder.close()
+    assert recorder.written == {"/words": 1}
+
+
+def test_what_has_arrived_is_recorded_at_the_end(tmp_path, endpoint):
+    from hardware.ros.recorder_node import BagRecorder, RecorderNodeConfig, TopicRecorder
+
+    send = endpoint.publisher(messages()[2], "words", quality(50))
+    node = Endpoint("recorder", namespace="robot")
+    node.start()
+    busy = threading.Event()
+    try:
+        config = RecorderNodeConfig(out=str(tmp_path / "run"), topics=("words",))
+        recorder = BagRecorder(config.out, config.bag())
+        topics = TopicRecorder(node, recorder, config)
+        wait_until(lambda: (topics.look(), not topics.missing)[1], "the subscription")
+        while not recorder.written.get("/robot/words"):
+            send(messages()[2](data="hello"))
+            time.sleep(0.05)
+        before = recorder.written["/robot/words"]
+        node.run_in_thread(busy.wait)
+        for _ in range(20):
+            send(messages()[2](data="late"))
+        endpoint._flush(PATIENCE)
+        threading.Timer(0.2, busy.set).start()
+        topics.release()
+        recorder.close()
+        assert recorder.written["/robot/words"] >= before + 20
+    finally:
+        busy.set()
+        node.close()
+
+
+def test_a_recording_that_never_ran_is_finished_all_the_same(tmp_path):
+    from hardware.ros.recorder_node import RecorderNodeConfig, RecorderWork
+
+    work = RecorderWork(RecorderNodeConfig(out=str(tmp_path / "run"), topics=("words",)), None)
+    work.start()
+    work.close()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["metadata.yaml", "run_0.mcap"]
 
 
 def test_the_profile_for_images_stays_on_this_machine_and_has_room_for_images():

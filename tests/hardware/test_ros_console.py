@@ -70,7 +70,8 @@ def test_it_sees_status_and_cameras_and_sends_only_heartbeats(executor):
         wait_until(lambda: seen() and feed.command() is not None, "a fresh command")
         wait_until(lambda: feed.command() is None, "a command too old to steer by")
 
-        desk = Desk(2)
+        now = time.monotonic()
+        desk = Desk(2, clock=lambda: now)
         desk.hold(1)
         got = []
 
@@ -80,17 +81,21 @@ def test_it_sees_status_and_cameras_and_sends_only_heartbeats(executor):
                 got.append(reading)
             return len(got) >= least
 
+        publishers = link.endpoint._publishers
+        wait_until(lambda: all(one.get_subscription_count() for one in publishers), "the executor's listening")
         wait_until(lambda: received(1), "the takeover")
         assert (got[0].source, got[0].enabled) == ("console", True)
         assert got[0].events == (OperatorEvent.TAKE_OVER,)
-        time.sleep(0.3)
-        for _ in range(10):
+        now += 1.0
+        wait_until(lambda: received(2), "the end of a hold without heartbeats")
+        assert (got[1].enabled, got[1].events) == (False, ())
+        for _ in range(20):
             received(99)
             time.sleep(0.02)
-        assert len(got) == 1, "no heartbeat, no message: silence is what the executor knows a lost operator by"
+        assert len(got) == 2, "no heartbeat, no message: silence is what the executor knows a lost operator by"
         desk.ask(OperatorEvent.EMERGENCY_STOP, 2)
-        wait_until(lambda: received(2) and executor.poll_estop(), "the stop, on both of its ways")
-        assert got[1].events == (OperatorEvent.EMERGENCY_STOP,)
+        wait_until(lambda: received(3) and executor.poll_estop(), "the stop, on both of its ways")
+        assert got[2].events == (OperatorEvent.EMERGENCY_STOP,)
     finally:
         link.close()
 

@@ -54,9 +54,10 @@ def test_header_carries_frame_and_sequence():
     header = convert.to_header(5.5, 42, "map#2")
     assert header.frame_id == "map#2#42"
     assert convert.from_header(header) == (5.5, 42)
-    header.frame_id = "base_link"
-    with pytest.raises(DataError, match="no sequence number"):
-        convert.from_header(header)
+    for frame in ("base_link", "world#--5", "world#²", "world#" + "9" * 5000, "world#1\n"):
+        header.frame_id = frame
+        with pytest.raises(DataError, match="no sequence number"):
+            convert.from_header(header)
 
 
 def test_observation_round_trip_keeps_values_shapes_and_types():

@@ -148,6 +148,12 @@ def test_heads_without_densities_refuse_and_name_those_that_have():
         deterministic.step_log_prob(deterministic.sample(torch.zeros(1, 3), trace=True).trace, torch.zeros(1, 3))
 
 
+def test_only_a_diffusion_head_without_fresh_noise_is_steerable():
+    heads = [DiffusionHead(ResidualMLP(4, 2, 3, width=16, depth=1), 4, 2, steps=4, eta=eta) for eta in (0.0, 0.5)]
+    assert [head.capabilities.steerable for head in heads] == [True, False]
+    assert all(head.capabilities.chain_log_prob for head in heads)
+
+
 def test_horizons_that_a_unet_cannot_halve_are_refused():
     with pytest.raises(ConfigError, match="divisible by 4"):
         UNet1D(10, 2, 3, depth=3)
