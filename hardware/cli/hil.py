@@ -13,7 +13,7 @@ The robot moves through the same executor and safety chain as in `robot-rl deplo
 Where actions are target poses and the observation holds the pose, say so: --options relative_to=state[0:6]. The policy
 then learns small offsets, which is much easier. Try it without a robot:
 
-  robot-rl collect peg_insert --out demos --episodes 20
+  robot-rl collect --task peg_insert --out demos --episodes 20
   robot-rl hil --demos demos --clock fast --operator scripted --minutes 10 --options "relative_to=state[0:6]"
 """
 

@@ -12,6 +12,7 @@ from hardware.options import parse_options
 from hardware.robots.build import build_robot
 from hardware.safety.protection import Protection
 from robot_rl.core.errors import ConfigError
+from robot_rl.core.ranges import require_range
 from robot_rl.core.realtime import RealTimeConfig
 from robot_rl.core.robot import Robot
 
@@ -74,6 +75,12 @@ class DeploymentConfig:
     """How a new chunk goes on from the one that is executed while it is planned."""
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     """The control loop; execute_steps is taken from the policy."""
+
+    def __post_init__(self) -> None:
+        require_range(self, "duration", "seed", "retries", "domain_id")
+        require_range(self, "policy_threads", low=1)
+        if self.attempt_seconds <= 0:
+            raise ConfigError(f"attempt_seconds must be above 0, got {self.attempt_seconds:g}")
 
 
 def make_robot(config: DeploymentConfig) -> Robot:

@@ -44,8 +44,14 @@ def deploy(config: DeploymentConfig, on_status: Callable[[ExecutorStatus], None]
     Raises:
         SpecMismatchError: the policy does not fit the robot; the message lists the differences.
         MissingDependencyError: transport ``ros`` was asked for and is not installed.
+        DataError: nothing can be written where the report or the film is to be.
         HardwareError: a process died, or the robot or the operator's device does not work.
     """
+    from robot_rl.train.run import writing
+
+    for place in (config.out, *([config.video.parent] if config.video is not None else [])):
+        with writing(place):  # where nothing can be written is known before the robot moves
+            place.mkdir(parents=True, exist_ok=True)
     if config.verifier is not None and config.real_time.method != "off":
         raise ConfigError("attempts with a verifier run in closed loop and continue no chunk: --real-time.method off")
     transport, note = choose_transport(config.transport if config.verifier is None else _without_ros(config.transport))
@@ -63,7 +69,6 @@ def deploy(config: DeploymentConfig, on_status: Callable[[ExecutorStatus], None]
         execute_steps=1 if closed else policy.execute_steps,
         autostart=config.executor.autostart or (config.operator == "none" and not config.console),
     )
-    config.out.mkdir(parents=True, exist_ok=True)
     with connected_operator(config, robot.spec) as teleop, opened_console(config, robot.spec) as console:
         devices = [device for device in (teleop, console) if device is not None]
         if transport == "ros":

@@ -5,8 +5,6 @@ Finished runs are kept, interrupted ones go on: run the same command again, also
 
 from __future__ import annotations
 
-import shlex
-
 from robot_rl.rl.compare.run import Config
 
 __all__ = ["Config", "resume_hint", "run"]
@@ -45,14 +43,6 @@ def resume_hint(config: Config) -> str:
 
 def command(config: Config) -> str:
     """Return the command line of ``config``, without settings that have their defaults."""
-    import dataclasses
+    from robot_rl.cli import main
 
-    words = ["robot-rl", "compare"]
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if value == field.default:
-            continue
-        flag = "--" + field.name.replace("_", "-")
-        values = value if isinstance(value, tuple) else () if value is True else (value,)
-        words += [flag, *map(str, values)]
-    return shlex.join(words)
+    return main.command("compare", config)

@@ -117,7 +117,8 @@ def _torch() -> Iterator[Finding]:
     detail = f"{rates}: training uses bf16" if half > single else f"{rates}: training stays in fp32"
     yield Finding("ok", "matrix products", detail)
     if torch.cuda.is_available():
-        yield Finding("ok", "gpu", torch.cuda.get_device_name(0))
+        name = torch.cuda.get_device_name(0)
+        yield Finding("ok", "gpu", f"{name}; networks run on it in robot-rl serve --device cuda only")
     else:
         yield Finding("ok", "gpu", "none; everything runs on the processor")
 

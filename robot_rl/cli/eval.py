@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from robot_rl.core.ranges import require_range
 from robot_rl.rollout.evaluate import TEST_SEED
 
 
@@ -29,6 +30,10 @@ class Config:
     """Episodes in the video."""
     json: Path | None = None
     """Write all results to this JSON file."""
+
+    def __post_init__(self) -> None:
+        require_range(self, "episodes", "lanes", "video_lanes", low=1)
+        require_range(self, "seeds")
 
 
 def run(config: Config) -> None:

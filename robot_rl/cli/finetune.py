@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from robot_rl.core.ranges import require_range
+
 
 @dataclass(frozen=True)
 class Config:
@@ -48,6 +50,10 @@ class Config:
     threads: int = 0
     """Processor threads of the networks; 0 uses all cores."""
 
+    def __post_init__(self) -> None:
+        require_range(self, "steps", "minutes", "seed", "evaluations", "threads")
+        require_range(self, "eval_episodes", low=1)
+
 
 def run(config: Config) -> None:
     """Fine-tune and say where the result is."""
@@ -58,6 +64,8 @@ def run(config: Config) -> None:
 
     finetune = registry.load("finetuners", config.method)
     settings = override(config_class(finetune)(), config.options)
+    if hasattr(settings, "lanes"):
+        require_range(settings, "lanes", low=1)
     if config.list_options:
         say(_listing(settings))
         return
@@ -84,8 +92,8 @@ def run(config: Config) -> None:
     )
     demonstrations = _demonstrations(config.demos, base)
     record = {"command": config, "method": settings, "session": session}
-    # A run may be given more time, and resuming is not a setting.
-    free = ("command.resume", "command.steps", "command.minutes", "session.steps", "session.minutes")
+    # A run may be given more time.
+    free = ("command.steps", "command.minutes", "session.steps", "session.minutes")
     out = distributed.directory(config.out)
     # Every process explores by a seed of its own.
     with Run.create(

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from robot_rl.core.ranges import require_range
+
 
 @dataclass(frozen=True)
 class Config:
@@ -26,6 +28,10 @@ class Config:
     """Choose with probability softmax(value / (temperature * spread)); 0 takes the best."""
     sample_steps: int = 0
     """Sampling steps of the policy per plan; 0 for its own number."""
+
+    def __post_init__(self) -> None:
+        require_range(self, "candidates", low=1)
+        require_range(self, "temperature", "sample_steps")
 
 
 def run(config: Config) -> None:

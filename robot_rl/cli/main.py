@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import sys
@@ -40,6 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         _complain(str(error))
+        return 2
+    except OSError as error:
+        if debug:
+            raise
+        _complain(f"{error.strerror or type(error).__name__}: {error.filename or error}")
         return 2
     except KeyboardInterrupt:  # before a verb has begun
         _complain("Interrupted.", colour="33")
@@ -88,6 +94,19 @@ def _how_to_resume(module: Any, config: Any, verb: str, arguments: list[str]) ->
     if hasattr(config, "resume"):
         return f"Continue with: {command}{'' if '--resume' in arguments else ' --resume'}"
     return f"Start again with: {command}"
+
+
+def command(verb: str, config: Any) -> str:
+    """Return the command line of ``config``, without settings that have their defaults."""
+    words = ["robot-rl", verb]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value == field.default:
+            continue
+        flag = "--" + field.name.replace("_", "-")
+        values = value if isinstance(value, tuple) else () if value is True else (value,)
+        words += [flag, *map(str, values)]
+    return shlex.join(words)
 
 
 def _complain(text: str, colour: str = "31") -> None:

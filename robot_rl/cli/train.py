@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from robot_rl.core.ranges import require_range
 from robot_rl.policies.chunked import ChunkedConfig
 from robot_rl.train.trainer import TrainConfig
 
@@ -34,6 +35,10 @@ class Config:
     """Seed of weights, batches and noise."""
     resume: bool = False
     """Continue an interrupted run in the same directory."""
+
+    def __post_init__(self) -> None:
+        require_range(self, "threads", "seed")
+        require_range(self, "episodes", low=1)
 
 
 def run(config: Config) -> None:

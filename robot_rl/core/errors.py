@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+SHOWN_DIFFERENCES = 3
+"""Differences of two interfaces that a message lists; the rest is counted."""
+
 
 class RobotRLError(Exception):
     """Base of every error caused by input rather than by a defect; the command line prints it without a traceback."""
@@ -22,11 +25,13 @@ class UnknownNameError(RobotRLError):
 
 
 class SpecMismatchError(RobotRLError):
-    """Two interfaces that had to agree do not; the message lists every difference."""
+    """Two interfaces that had to agree do not; the message lists the first differences, the attribute all of them."""
 
     def __init__(self, left: str, right: str, differences: list[str]) -> None:
         self.differences = differences
-        super().__init__(f"{left} does not fit {right}: " + "; ".join(differences) + ".")
+        more = len(differences) - SHOWN_DIFFERENCES
+        rest = f"; … and {more} more" if more > 0 else ""
+        super().__init__(f"{left} does not fit {right}: {'; '.join(differences[:SHOWN_DIFFERENCES])}{rest}.")
 
 
 class DataError(RobotRLError):
@@ -42,10 +47,16 @@ class CapabilityError(RobotRLError):
 
 
 class MissingDependencyError(RobotRLError):
-    """An optional package is needed; the message says which extra installs it."""
+    """An optional package is needed; the message says which extra installs it, or which distribution asks for it."""
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package '{package}': pip install 'robot-rl[{extra}]'.")
+    def __init__(self, package: str, extra: str, purpose: str, distribution: str = "") -> None:
+        if distribution:
+            super().__init__(
+                f"{purpose} of the distribution '{distribution}' needs the package '{package}', which is not "
+                f"installed: install what '{distribution}' requires."
+            )
+        else:
+            super().__init__(f"{purpose} needs the package '{package}': pip install 'robot-rl[{extra}]'.")
 
 
 class HardwareError(RobotRLError):

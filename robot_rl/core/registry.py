@@ -6,7 +6,7 @@ A third party's task, robot, head or command takes the same road as ours: a line
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from robot_rl.core.errors import MissingDependencyError, RobotRLError, UnknownNameError
@@ -45,19 +45,32 @@ def load(group: str, name: str) -> Any:
     Raises:
         UnknownNameError: no such name; the message suggests the nearest.
         MissingDependencyError: the plug-in needs a package that is not installed.
+        RobotRLError: another distribution's plug-in cannot be imported.
     """
     kind = GROUPS.get(group, group)
     if (group, name) in _overrides:
         return _overrides[group, name]
     for entry in entry_points(group=f"robot_rl.{group}"):
         if entry.name == name:
-            try:
-                return entry.load()
-            except ModuleNotFoundError as error:
-                if error.name and error.name.split(".")[0] in ("robot_rl", "sim", "hardware"):
-                    raise
-                raise MissingDependencyError(str(error.name), "all", f"The {kind} '{name}'") from error
+            return _load(entry, f"The {kind} '{name}'")
     raise UnknownNameError(kind, name, names(group))
+
+
+def _load(entry: EntryPoint, what: str) -> Any:
+    """Import what ``entry`` names; a foreign plug-in that cannot be imported is an error that names who made it."""
+    owner = entry.dist.name if entry.dist is not None else ""
+    foreign = owner not in ("", "robot-rl", "robot_rl")
+    try:
+        return entry.load()
+    except ModuleNotFoundError as error:
+        if not foreign and error.name and error.name.split(".")[0] in ("robot_rl", "sim", "hardware"):
+            raise
+        raise MissingDependencyError(str(error.name), "all", what, owner if foreign else "") from error
+    except (SyntaxError, ImportError, AttributeError) as error:
+        if not foreign:
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        raise RobotRLError(f"{what} of the distribution '{owner}' cannot be loaded: {reason}.") from error
 
 
 def make_env(name: str, num_envs: int = 1, **options: Any) -> Any:

@@ -7,13 +7,16 @@ error that lists its differences and never a silent re-normalisation.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from robot_rl.core.errors import DataError, SpecMismatchError
+
+SHOWN_NAMES, SHOWN_CHARACTERS = 6, 60
+"""Length up to which messages show lists of names, and texts such as units, in full."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ class ArraySpec:
         for part in ("names", "unit", "frame"):
             mine, theirs = getattr(self, part), getattr(other, part)
             if mine and theirs and mine != theirs:
-                found.append(f"{name}: {part} {mine!r} against {theirs!r}")
+                show = _names_against if part == "names" else _text_against
+                found.append(f"{name}: {part} {show(mine, theirs)}")
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -130,7 +134,7 @@ class Spec:
         found = []
         for key, required in self.observation.items():
             if key not in provided.observation:
-                found.append(f"observation '{key}' is missing (available: {', '.join(sorted(provided.observation))})")
+                found.append(f"observation '{key}' is missing (available: {_few(sorted(provided.observation))})")
             else:
                 found += required.differences(provided.observation[key], f"observation '{key}'")
         found += self.action.differences(provided.action, "action")
@@ -139,7 +143,7 @@ class Spec:
         return found
 
     def require(self, provided: Spec, left: str, right: str) -> None:
-        """Raise `SpecMismatchError` listing every difference between this spec (``left``) and ``provided``."""
+        """Raise `SpecMismatchError` with every difference between this spec (``left``) and ``provided``."""
         differences = self.differences(provided)
         if differences:
             raise SpecMismatchError(left, right, differences)
@@ -157,6 +161,39 @@ class Spec:
         """Build a spec from the mapping that `to_json` returns."""
         observation = {key: ArraySpec.from_json(value) for key, value in data["observation"].items()}
         return cls(observation, ArraySpec.from_json(data["action"]), float(data.get("rate_hz", 0.0)))
+
+
+def _names_against(mine: Sequence[str], theirs: Sequence[str]) -> str:
+    """Show where two lists of names differ: all of short ones, else the first place and how many there are."""
+    if max(len(mine), len(theirs)) <= SHOWN_NAMES:
+        return f"{mine!r} against {theirs!r}"
+    if len(mine) != len(theirs):
+        return f"({_few(mine)}) against ({_few(theirs)})"
+    places = [i for i, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1]]
+    first = places[0]
+    return f"{mine[first]!r} against {theirs[first]!r} at {first}, {len(places)} of {len(mine)} differ"
+
+
+def _text_against(mine: str, theirs: str) -> str:
+    """Show two texts, and no more than the beginnings of long ones."""
+    if max(len(mine), len(theirs)) <= SHOWN_CHARACTERS:
+        return f"{mine!r} against {theirs!r}"
+    first = next(
+        (i for i, pair in enumerate(zip(mine, theirs, strict=False)) if pair[0] != pair[1]), min(len(mine), len(theirs))
+    )
+    start = max(0, first - SHOWN_CHARACTERS // 2)
+    return " against ".join(repr(_part(text, start)) for text in (mine, theirs))
+
+
+def _part(text: str, start: int) -> str:
+    end = start + SHOWN_CHARACTERS
+    return f"{'…' if start else ''}{text[start:end]}{'…' if end < len(text) else ''}"
+
+
+def _few(names: Sequence[str]) -> str:
+    """Join the first names, and say how many there are where that is not all."""
+    shown = ", ".join(names[:SHOWN_NAMES])
+    return f"{shown}, … {len(names)} in all" if len(names) > SHOWN_NAMES else shown
 
 
 def _finite_or_text(x: float) -> float | str:

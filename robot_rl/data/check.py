@@ -93,7 +93,7 @@ def check_frames(frames: Frames, numbers: Sequence[int] | None = None) -> list[F
         numbers: how the episodes are called in messages; 0, 1, … by default.
     """
     numbers = range(frames.num_episodes) if numbers is None else numbers
-    checks = (_finite, _bounds, _constant, _lengths, _times, _endings, _frozen)
+    checks = (_finite, _bounds, _constant, _lengths, _times, _endings, _frozen, _repeated)
     return [finding for check in checks for finding in check(frames, numbers)]
 
 
@@ -225,6 +225,19 @@ def _frozen(frames: Frames, numbers: Sequence[int]) -> Iterator[Finding]:
                 f"{name} repeats itself while actions change in {len(runs)} episodes, "
                 f"longest {length} frames in episode {episode} from frame {start}",
             )
+
+
+def _repeated(frames: Frames, numbers: Sequence[int]) -> Iterator[Finding]:
+    """Report episodes whose actions are those of an earlier one, bit for bit."""
+    first: dict[bytes, int] = {}
+    copies = []
+    for i in range(frames.num_episodes):
+        original = first.setdefault(frames.action[frames.episode(i)].tobytes(), numbers[i])
+        if original != numbers[i]:
+            copies.append(f"{numbers[i]} (as {original})")
+    if copies:
+        text = f"{len(copies)} of {frames.num_episodes} episodes repeat the actions of an earlier one bit for bit"
+        yield Finding("warning", "repeated", f"{text}: {_short(copies)}")
 
 
 def _longest_repeat(value: np.ndarray, action: np.ndarray) -> tuple[int, int]:

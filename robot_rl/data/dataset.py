@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -16,6 +17,9 @@ from robot_rl.core.spec import Spec
 from robot_rl.data.frames import Frames
 
 Opener = TypeVar("Opener", bound=Callable[..., Any])
+
+SCANNED, SHOWN = 1000, 5
+"""Entries of a directory that are looked at for data sets when it is none itself, and how many of them are named."""
 
 
 @runtime_checkable
@@ -197,22 +201,49 @@ def open_dataset(path: str | Path, format: str | None = None) -> Dataset:  # noq
         raise DataError(f"{root}: does not exist{_nearest(root)}")
     if format is not None:
         return registry.load("datasets", format)(root)
-    name = _recognise(root)
+    formats, broken = _formats()
+    name = _recognise(root, formats)
     if name is not None:
-        return registry.load("datasets", name)(root)
+        return formats[name](root)
     known = ", ".join(registry.names("datasets")) or "none is installed"
-    inside = [entry.name for entry in sorted(root.iterdir()) if _recognise(entry)] if root.is_dir() else []
-    hint = f"; inside it are: {', '.join(inside[:5])}" if inside else ""
-    raise DataError(f"{root}: looks like none of the known formats ({known}){hint}")
+    hint = _inside(root, formats) if root.is_dir() else ""
+    unloaded = f". Not asked: {broken[0]}" if broken else ""
+    raise DataError(f"{root}: looks like none of the known formats ({known}){hint}{unloaded}")
 
 
-def _recognise(path: Path) -> str | None:
-    """Return the name of the first format that recognises ``path``."""
+def _formats() -> tuple[dict[str, Callable[..., Any]], list[str]]:
+    """Return the openers of all formats by name, and why the others cannot be loaded."""
+    openers, broken = {}, []
     for name in registry.names("datasets"):
-        sniff = getattr(registry.load("datasets", name), "recognises", None)
+        try:
+            openers[name] = registry.load("datasets", name)
+        except RobotRLError as error:  # noqa: PERF203 - there are few formats
+            broken.append(str(error))
+    return openers, broken
+
+
+def _recognise(path: Path, formats: dict[str, Callable[..., Any]]) -> str | None:
+    """Return the name of the first of ``formats`` that recognises ``path``."""
+    for name, opener in formats.items():
+        sniff = getattr(opener, "recognises", None)
         if sniff is not None and sniff(path):
             return name
     return None
+
+
+def _inside(root: Path, formats: dict[str, Callable[..., Any]]) -> str:
+    """Return a hint that names data sets in the directory ``root``; `SCANNED` entries at most are looked at."""
+    entries = list(islice(root.iterdir(), SCANNED + 1))
+    found: list[str] = []
+    for entry in sorted(entries[:SCANNED]):
+        with suppress(OSError):  # what may not be read is no help
+            if _recognise(entry, formats):
+                found.append(entry.name)
+        if len(found) == SHOWN:
+            break
+    if found:
+        return f"; inside it are: {', '.join(found)}"
+    return f"; nor does any of {SCANNED} entries in it" if len(entries) > SCANNED else ""
 
 
 def _nearest(path: Path) -> str:

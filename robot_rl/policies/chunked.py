@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robot_rl.core import registry
 from robot_rl.core.env import Observation
 from robot_rl.core.errors import CapabilityError, ConfigError
+from robot_rl.core.ranges import require_range
 from robot_rl.core.realtime import Commitment, require_way
 from robot_rl.core.spec import Spec
 from robot_rl.data.frames import Frames
@@ -54,6 +55,10 @@ class ChunkedConfig:
     """Train to go on from up to this many actions that are known already, as real-time chunking needs with the method
     prefix; 0 for none."""
 
+    def __post_init__(self) -> None:
+        require_range(self, "obs_steps", "horizon", "sample_steps", "width", "depth", low=1)
+        require_range(self, "observation_noise", "start_scale")
+
 
 class ChunkedPolicy(nn.Module):
     """Clones demonstrations with a generative head; implements `robot_rl.core.policy.Policy`."""
@@ -66,7 +71,11 @@ class ChunkedPolicy(nn.Module):
         super().__init__()
         images = [key for key, array in spec.observation.items() if array.is_image]
         if images:
-            raise CapabilityError(f"no image encoder is installed for observation '{images[0]}'; choose state keys")
+            others = [key for key in spec.observation if key not in images]
+            hint = f"; choose from: {', '.join(others)}" if others else ""
+            raise CapabilityError(
+                f"there is no image encoder: no policy here sees images, and '{images[0]}' is one{hint}"
+            )
         if not 0 < config.execute_steps <= config.horizon:
             raise ConfigError(f"execute_steps must be in 1..{config.horizon} (horizon), got {config.execute_steps}")
         self.spec, self.config = spec, config

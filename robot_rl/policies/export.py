@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 import robot_rl
-from robot_rl.core.errors import CapabilityError, MissingDependencyError
+from robot_rl.core.errors import CapabilityError, ConfigError, MissingDependencyError
 from robot_rl.core.realtime import Commitment, RealTimeConfig
 from robot_rl.heads.continuation import ContinuationGuide, Prefix
-from robot_rl.policies.checkpoint import FORMAT, replacing, write_tensors
+from robot_rl.policies.checkpoint import FORMAT, read_description, replacing, write_tensors
 from robot_rl.policies.chunked import ChunkedPolicy
 from robot_rl.policies.exported import PARITY, REFINE, START, STEP, ExportedConfig, ExportedPolicy
 from robot_rl.policies.residual import ResidualPolicy
@@ -47,11 +47,17 @@ def export_policy(policy: Any, directory: str | Path, metadata: dict[str, Any] |
     Raises:
         CapabilityError: this kind of policy cannot be exported; the message lists those that can.
         MissingDependencyError: the packages for writing ONNX are not installed.
-        ConfigError: the directory holds something else than a policy.
+        ConfigError: the directory holds something else than an export, the policy itself for example.
         DataError: the graphs do not give the policy's own answers, or cannot be written.
     """
     sampler, graphs = _graphs(policy)
     directory = Path(directory)
+    if (directory / "policy.json").exists():
+        kind = read_description(directory)["policy"]["kind"]
+        if kind != "exported":  # it can be trained on, and its export cannot
+            raise ConfigError(
+                f"{directory} holds a checkpoint of kind '{kind}' and no export: choose another directory"
+            )
     with replacing(directory, "policy.json", "export") as temporary:
         digests = {name: _write(graph, temporary / f"{name}.onnx") for name, graph in graphs.items()}
         config = _config(policy, sampler, digests)

@@ -45,6 +45,7 @@ def override(config: Any, options: Sequence[str]) -> Any:
         ConfigError: the name is ambiguous, or the value is of another kind than the setting.
     """
     known = _kinds(config)
+    defaults = {name: value for name, value, _ in describe(config)}
     for option in options:
         name, separator, text = option.partition("=")
         if not separator:
@@ -54,7 +55,10 @@ def override(config: Any, options: Sequence[str]) -> Any:
             raise UnknownNameError("option", name, known)
         if len(matches) > 1:
             raise ConfigError(f"'{name}' is ambiguous: {', '.join(matches)}")
-        config = _replace(config, matches[0].split("."), _parse(matches[0], text, known[matches[0]]))
+        value = _parse(matches[0], text, known[matches[0]])
+        if type(value) is int and value < 0 <= defaults[matches[0]]:
+            raise ConfigError(f"option '{matches[0]}' must not be negative, got {value}")
+        config = _replace(config, matches[0].split("."), value)
     return config
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,11 +15,13 @@ from torch import Tensor
 from robot_rl.core.env import VecEnv
 from robot_rl.core.errors import CapabilityError, ConfigError
 from robot_rl.core.policy import Policy
+from robot_rl.core.ranges import require_range
 from robot_rl.policies.checkpoint import load_policy, save_policy
 from robot_rl.rl.guard import Guard
 from robot_rl.rl.state import keeping_generators, load_state, save_state
 from robot_rl.rollout.evaluate import EvaluationResult, evaluate
 from robot_rl.train import distributed
+from robot_rl.train.interrupt import finishing_steps
 from robot_rl.train.progress import progress
 from robot_rl.train.run import Run
 
@@ -75,6 +78,8 @@ class SessionConfig:
             raise ConfigError("fine-tuning needs a budget: steps, minutes or both")
         if not 0 < self.eval_share <= 1:
             raise ConfigError(f"eval_share must be above 0 and at most 1, got {self.eval_share:g}")
+        require_range(self, "evaluations", "save_every")
+        require_range(self, "eval_episodes", "eval_lanes", low=1)
 
     def fraction(self, steps: int, seconds: float) -> float:
         """Return the share of the budget that is spent, by whichever limit is nearer."""
@@ -162,6 +167,7 @@ class _Session:
         """Write what a killed run continues from, if it is time."""
         if not force and time.monotonic() - self.saved < 60 * self.config.save_every:
             return
+        self.guard.check(self.learner.steps, {f"weight '{k}'": v for k, v in self.learner.policy.named_parameters()})
         tensors, numbers = self.learner.state()
         numbers = {**numbers, "best": self.best, "evaluated": self.evaluated, "seconds": self.seconds}
         numbers["evaluating"] = self.evaluating
@@ -178,12 +184,12 @@ def run_session(learner: Learner, env_factory: Callable[..., VecEnv] | None, run
     """Drive ``learner`` until its budget is spent and return the best policy by validation success.
 
     Without ``env_factory`` nothing is validated here, and the last policy is returned: the episodes are another
-    process's. A learner whose ``finished`` becomes true ends the session.
+    process's. A learner whose ``finished`` becomes true ends the session. Ctrl-C saves the state before it goes up.
 
     Under `robot_rl.train.distributed` the first process decides, evaluates and saves; the others learn along.
 
     Raises:
-        NonFiniteError: a reward, observation or loss is not finite; the last good checkpoints are kept.
+        NonFiniteError: a reward, observation, loss or weight is not finite; the last good checkpoints are kept.
         CapabilityError: several processes, and a learner that cannot share its updates.
     """
     if distributed.world() > 1 and not getattr(learner, "data_parallel", False):
@@ -202,19 +208,23 @@ def run_session(learner: Learner, env_factory: Callable[..., VecEnv] | None, run
                 result = session.evaluate()
                 bar.advance(0, base=result.success_rate)
             stop = False
-            while (fraction := distributed.from_first(1.0 if stop else session.fraction)) < 1:
-                metrics = learner.iterate(fraction)
-                session.guard.check(learner.steps, metrics)
-                run.log(metrics | {"seconds": session.seconds}, learner.steps, "finetune")
-                if session.evaluation_due():
-                    result = session.evaluate()
-                    bar.advance(0, evaluated=result.success_rate)
-                    stop = result.success_rate >= config.stop_at
-                stop |= getattr(learner, "finished", False)
-                session.save()
-                now = int(min(session.fraction, 1.0) * total)
-                bar.advance(now - done, success=metrics.get("success", float("nan")), steps=learner.steps)
-                done = now
+            with finishing_steps() if distributed.world() == 1 else nullcontext(lambda: False) as interrupted:
+                while (fraction := distributed.from_first(1.0 if stop else session.fraction)) < 1:
+                    metrics = learner.iterate(fraction)
+                    session.guard.check(learner.steps, metrics)
+                    run.log(metrics | {"seconds": session.seconds}, learner.steps, "finetune")
+                    if not interrupted() and session.evaluation_due():
+                        result = session.evaluate()
+                        bar.advance(0, evaluated=result.success_rate)
+                        stop = result.success_rate >= config.stop_at
+                    stop |= getattr(learner, "finished", False)
+                    halt = interrupted()
+                    session.save(force=halt)
+                    if halt:
+                        raise KeyboardInterrupt
+                    now = int(min(session.fraction, 1.0) * total)
+                    bar.advance(now - done, success=metrics.get("success", float("nan")), steps=learner.steps)
+                    done = now
         session.save(force=True)
         policy: Policy = load_policy(run.path / "checkpoints" / ("best" if session.eval_env is not None else "last"))
         return policy

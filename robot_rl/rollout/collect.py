@@ -9,8 +9,11 @@ from typing import Any, Literal
 import numpy as np
 
 from robot_rl.core.env import Observation, VecEnv
+from robot_rl.core.errors import CapabilityError
 
 Keep = Literal["all", "success"]
+HOPELESS = 200
+"""Episodes without one success after which collecting successes ends."""
 
 
 @dataclass
@@ -54,6 +57,9 @@ def collect(
             more states, clean actions to imitate).
         on_reset: called with the lanes (N,) bool that start a new episode.
         progress: a progress bar with ``advance(n, **values)``.
+
+    Raises:
+        CapabilityError: only successes are kept, and of the first `HOPELESS` episodes none was one.
     """
     lanes = [_Lane() for _ in range(env.num_envs)]
     observation = env.reset(seed)
@@ -74,6 +80,8 @@ def collect(
                 if progress is not None:
                     progress.advance(1, success=result.succeeded / result.tried)
             lanes[i] = _Lane()
+        if keep == "success" and not result.succeeded and result.tried >= HOPELESS:
+            raise CapabilityError(f"no success in {result.tried} episodes of '{actor}': lower its noise, or keep all")
         if on_reset is not None and step.done.any():
             on_reset(step.done)
         observation = step.observation

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from robot_rl.core.env import VecEnv
+from robot_rl.core.errors import DataError
 from robot_rl.core.policy import Policy
 from robot_rl.rollout.player import PolicyRunner
 
@@ -88,6 +89,7 @@ def evaluate(
 
     Raises:
         SpecMismatchError: the environment does not provide what the policy needs.
+        DataError: its steps do not say which episode they belong to, or whether it succeeded.
     """
     policy.spec.require(env.spec, "the policy", "the environment")
     policy.seed(seed)
@@ -127,6 +129,8 @@ class _Record:
 
     def add(self, step: Any) -> int:
         """Take in one step of all lanes; returns how many of our episodes ended with it."""
+        if missing := [repr(key) for key in ("success", "episode_seed") if key not in step.info]:
+            raise DataError(f"the info of the environment's steps lacks {' and '.join(missing)}, (N,) each")
         episode = step.info["episode_seed"] - self.first
         ours = (episode >= 0) & (episode < len(self.finished))
         index = episode[ours]

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from robot_rl.core.errors import ConfigError, DataError, RobotRLError
+from robot_rl.core.ranges import require_range
 from robot_rl.policies.checkpoint import load_policy
 from robot_rl.serving.protocol import (
     LARGEST_MESSAGE,
@@ -61,6 +62,11 @@ class ServerConfig:
     """Connections at the same time."""
     handshake_seconds: float = 5.0
     """Time in which a client must have introduced itself."""
+
+    def __post_init__(self) -> None:
+        require_range(self, "port", high=65535)
+        require_range(self, "threads", "handshake_seconds")
+        require_range(self, "max_clients", low=1)
 
 
 class PolicyWebServer:

@@ -18,6 +18,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 import time
@@ -37,6 +38,9 @@ from robot_rl.core.spec import Spec
 
 REPORTED_PACKAGES = ("robot-rl", "torch", "mujoco", "mujoco-warp", "numpy", "diffusers", "pyarrow", "av", "safetensors")
 """Distributions whose versions are written beside every run and benchmark result."""
+_FREE = ("resume", "out", "threads")
+"""Settings that may differ whenever a run is resumed, also as those of a command: where it is, and how fast."""
+_OWN_FILES = ("config.yaml", "specs.json", "versions.json", "seed", "metrics.jsonl")
 
 
 class Run:
@@ -44,6 +48,7 @@ class Run:
 
     def __init__(self, path: Path, config: dict[str, Any], seed: int) -> None:
         self.path, self.config, self.seed = path, config, seed
+        self._new = False
         with writing(path):
             self._metrics = (path / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
         self._tensorboard: Any = None
@@ -57,7 +62,7 @@ class Run:
         spec: Spec | None = None,
         seed: int = 0,
         resume: bool = False,
-        ignore: Sequence[str] = ("resume",),
+        ignore: Sequence[str] = (),
     ) -> Run:
         """Make the directory ``path``, or with ``resume`` continue the run that is there.
 
@@ -67,14 +72,15 @@ class Run:
             spec: Interface that the run is made for.
             seed: Seed of the run.
             resume: Continue an existing run; a directory without a run is then started afresh.
-            ignore: Dotted names of settings that may differ when a run is resumed.
+            ignore: Dotted names of settings that may differ when a run is resumed, besides its place and its threads.
 
         Raises:
             ConfigError: the directory holds a run and ``resume`` is off, or its configuration or seed differs.
             DataError: the directory cannot be written, or the disk is full.
         """
         path, plain = Path(path), to_plain(config)
-        if (path / "config.yaml").exists():
+        new = not (path / "config.yaml").exists()
+        if not new:
             if not resume:
                 raise ConfigError(f"{path} already holds a run: resume it (--resume), or choose another directory")
             _require_same(path, plain, seed, ignore)
@@ -87,7 +93,9 @@ class Run:
             write_text(path / "seed", f"{seed}\n")
             # Last, because its presence says that the directory is complete.
             write_text(path / "config.yaml", yaml.safe_dump(plain, sort_keys=False))
-        return cls(path, plain, seed)
+        run = cls(path, plain, seed)
+        run._new = new
+        return run
 
     def log(self, metrics: Mapping[str, float], step: int, stage: str = "train") -> None:
         """Append scalar ``metrics`` of ``step`` to metrics.jsonl and TensorBoard; what is not finite becomes null."""
@@ -126,6 +134,15 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+        if kind is not None and self._new:
+            self._remove_if_empty()
+
+    def _remove_if_empty(self) -> None:
+        """Remove a new run that neither logged nor saved anything: the corrected command may need its place."""
+        files = [file for file in self.path.rglob("*") if not file.is_dir()]
+        ours = all(file.parent == self.path and file.name in _OWN_FILES for file in files)
+        if ours and not (self.path / "metrics.jsonl").stat().st_size:
+            shutil.rmtree(self.path)
 
     def _board(self) -> Any:
         if self._tensorboard is None:
@@ -195,13 +212,19 @@ def to_plain(value: Any) -> Any:
 
 
 def differences(recorded: Any, given: Any, name: str = "") -> list[str]:
-    """List the settings in which two plain configurations differ, by dotted name."""
+    """List the settings in which two plain configurations differ, by dotted name; a path may be written otherwise."""
     if isinstance(recorded, Mapping) and isinstance(given, Mapping):
         found = []
         for key in [*recorded, *(k for k in given if k not in recorded)]:
             found += differences(recorded.get(key), given.get(key), f"{name}.{key}" if name else str(key))
         return found
-    return [] if recorded == given else [f"{name} was {recorded!r}, now {given!r}"]
+    same = recorded == given or _same_path(recorded, given)
+    return [] if same else [f"{name} was {recorded!r}, now {given!r}"]
+
+
+def _same_path(first: Any, second: Any) -> bool:
+    texts = isinstance(first, str) and isinstance(second, str) and first and second
+    return bool(texts) and os.path.realpath(first) == os.path.realpath(second)
 
 
 @contextmanager
@@ -212,7 +235,7 @@ def writing(path: str | Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DataError(f"no space left for {path}: free some, or choose another directory with --out") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT):
             raise DataError(f"cannot write to {path}: {error.strerror}; choose another directory with --out") from error
         raise
 
@@ -263,7 +286,8 @@ def _require_same(path: Path, given: Any, seed: int, ignore: Sequence[str]) -> N
         recorded_seed = int((path / "seed").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"{path} cannot be resumed: its config.yaml or seed is unreadable ({error})") from error
-    found = [line for line in differences(recorded, given) if line.split(" ", 1)[0] not in ignore]
+    free = {*ignore, *_FREE, *(f"command.{name}" for name in _FREE)}
+    found = [line for line in differences(recorded, given) if line.split(" ", 1)[0] not in free]
     if recorded_seed != seed and not any(line.startswith("seed ") for line in found):
         found.append(f"seed was {recorded_seed}, now {seed}")
     if found:

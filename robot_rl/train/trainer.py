@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from robot_rl.core.errors import ConfigError, DataError, RobotRLError
+from robot_rl.core.ranges import require_range
 from robot_rl.data.windows import WindowSampler
 from robot_rl.nets.precision import has_fast_bf16
 from robot_rl.policies.checkpoint import save_policy, write_tensors
 from robot_rl.train.ema import EMA
+from robot_rl.train.interrupt import finishing_steps
 from robot_rl.train.progress import progress
 from robot_rl.train.run import Run
 
@@ -48,14 +50,19 @@ class TrainConfig:
     log_every: int = 100
     """Steps between log lines."""
 
+    def __post_init__(self) -> None:
+        require_range(self, "steps", "batch_size", "checkpoint_every", "log_every", low=1)
+        require_range(self, "learning_rate", "warmup_steps", "weight_decay", "gradient_clip")
+        require_range(self, "ema_decay", high=1)
+
 
 def train(
     policy: Any, sampler: WindowSampler, config: TrainConfig, run: Run, seed: int = 0, metadata: dict | None = None
 ) -> Any:
     """Train ``policy`` on windows and return its averaged copy, also saved as ``checkpoints/best`` of ``run``.
 
-    A run that was interrupted goes on from its last checkpoint; batches, times and noise are pure functions of the
-    seed and the step, so the weights equal those of a run that was not.
+    A run that was interrupted goes on from its last checkpoint, which Ctrl-C writes; batches, times and noise are pure
+    functions of the seed and the step, so the weights equal those of a run that was not.
 
     Raises:
         RobotRLError: the loss or a weight is not finite; names the step. The last good checkpoint is kept.
@@ -75,8 +82,6 @@ class Trainer:
     """Optimiser, schedule, EMA and their checkpoint."""
 
     def __init__(self, policy: Any, sampler: WindowSampler, config: TrainConfig, run: Run, seed: int = 0) -> None:
-        if config.steps < 1 or config.batch_size < 1:
-            raise ConfigError(f"steps and batch_size must be positive, got {config.steps} and {config.batch_size}")
         self.policy, self.sampler, self.config, self.run, self.seed = policy, sampler, config, run, seed
         self.policy.train()
         self.ema = EMA(policy, config.ema_decay)
@@ -92,9 +97,9 @@ class Trainer:
             self.bf16 = self._choose_precision()
 
     def run_all(self) -> None:
-        """Train until ``config.steps``, logging and checkpointing on the way."""
+        """Train until ``config.steps``, logging and checkpointing on the way; Ctrl-C checkpoints and ends it."""
         config, losses = self.config, []
-        with progress("train", config.steps, done=self.step) as bar:
+        with finishing_steps() as interrupted, progress("train", config.steps, done=self.step) as bar:
             while self.step < config.steps:
                 losses.append(self.update())
                 if self.step % config.log_every == 0 or self.step == config.steps:
@@ -103,10 +108,13 @@ class Trainer:
                     self.run.log({"loss": loss, "learning_rate": self._learning_rate()}, self.step, stage="train")
                     bar.advance(len(losses), loss=loss)
                     losses = []
-                if self.step % config.checkpoint_every == 0 or self.step == config.steps:
+                stop = interrupted()
+                if self.step % config.checkpoint_every == 0 or self.step == config.steps or stop:
                     self._require_finite("loss is", losses)
                     self._require_finite("weights are", self.policy.parameters())
                     self._save()
+                if stop:
+                    raise KeyboardInterrupt
 
     def update(self) -> Tensor:
         """Take one optimiser step and return its loss (a scalar tensor, not synchronised)."""

@@ -65,3 +65,12 @@ def test_absent_ros_is_a_warning_with_a_remedy(monkeypatch):
     assert (verdict, subject) == ("warn", "ros 2")
     assert "one process" in detail
     assert "[ros]" in remedy
+
+
+def test_a_gpu_is_listed_with_what_uses_it(quick, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
+    (gpu,) = (finding for finding in doctor._torch() if finding.subject == "gpu")
+    assert gpu.detail == "Some GPU; networks run on it in robot-rl serve --device cuda only"

@@ -77,6 +77,23 @@ def test_a_users_mistake_is_one_line_and_status_2(verb, capsys):
         cli.main(["try", "--debug"])
 
 
+def test_what_the_file_system_refuses_is_one_line_and_status_2(verb, capsys, tmp_path):
+    verb(lambda config: (tmp_path / "nodir" / "x.mp4").open("w"))
+    assert cli.main(["try"]) == 2
+    assert capsys.readouterr().err == f"No such file or directory: {tmp_path / 'nodir' / 'x.mp4'}\n"
+    with pytest.raises(FileNotFoundError):
+        cli.main(["try", "--debug"])
+
+
+@pytest.mark.parametrize("setting", ["--out", "--video"])
+def test_deploy_knows_where_it_cannot_write_before_it_connects(tmp_path, capsys, monkeypatch, setting):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    place = "file" if setting == "--out" else "file/x.mp4"
+    assert cli.main(["deploy", "--policy", "missing", "--operator", "none", setting, place]) == 2
+    assert "cannot write to file: File exists" in capsys.readouterr().err
+
+
 def test_a_defect_keeps_its_traceback(verb):
     verb(lambda config: 1 / 0)
     with pytest.raises(ZeroDivisionError):

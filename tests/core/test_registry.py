@@ -1,7 +1,11 @@
+import sys
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+
 import pytest
 
 from robot_rl.core import registry
-from robot_rl.core.errors import RobotRLError, UnknownNameError
+from robot_rl.core.errors import MissingDependencyError, RobotRLError, UnknownNameError
 
 
 def test_an_unknown_name_suggests_the_nearest_and_lists_what_exists():
@@ -27,3 +31,47 @@ def test_the_part_after_the_colon_reaches_the_factory(monkeypatch):
 @pytest.mark.parametrize("group", sorted(registry.GROUPS))
 def test_every_group_has_our_own_entries(group):
     assert registry.names(group)
+
+
+@dataclass
+class Distribution:
+    name: str
+
+
+@pytest.fixture
+def plug_in(monkeypatch, tmp_path):
+    """Plug a task ``mine`` of the distribution ``mine-dist`` in, whose module has the given text."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def install(text):
+        (tmp_path / "mine_plugin.py").write_text(text)
+        sys.modules.pop("mine_plugin", None)
+        entry = EntryPoint("mine", "mine_plugin:make", "robot_rl.tasks")._for(Distribution("mine-dist"))
+        monkeypatch.setattr(registry, "entry_points", lambda group: [entry])
+
+    yield install
+    sys.modules.pop("mine_plugin", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import no_such_package_here", "needs the package 'no_such_package_here', which is not installed"),
+        ("def make(:", "cannot be loaded: SyntaxError"),
+        ("", "cannot be loaded: AttributeError"),
+    ],
+)
+def test_a_plug_in_that_cannot_be_imported_names_its_own_distribution(plug_in, text, message):
+    plug_in(text)
+    with pytest.raises(RobotRLError) as error:
+        registry.load("tasks", "mine")
+    assert str(error.value).startswith("The task 'mine' of the distribution 'mine-dist' ")
+    assert message in str(error.value)
+    assert "robot-rl[" not in str(error.value)
+
+
+def test_our_own_missing_package_names_the_extra(monkeypatch):
+    entry = EntryPoint("mine", "no_such_package_here:make", "robot_rl.tasks")._for(Distribution("robot-rl"))
+    monkeypatch.setattr(registry, "entry_points", lambda group: [entry])
+    with pytest.raises(MissingDependencyError, match=r"pip install 'robot-rl\[all\]'"):
+        registry.load("tasks", "mine")

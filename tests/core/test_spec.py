@@ -66,3 +66,24 @@ def test_impossible_specs_are_refused():
         ArraySpec((2,), low=(0, 0, 0))
     with pytest.raises(DataError, match="1 names, expected 2"):
         ArraySpec((2,), names=("x",))
+
+
+def test_a_mismatch_in_much_is_told_in_a_few_words():
+    names = tuple(f"joint_{i}" for i in range(31))
+    swapped = (*names[:4], names[5], names[4], *names[6:])
+    mine = Spec({"state": ArraySpec((31,), names=names, unit="rad," * 31, frame="a")}, ArraySpec((2,)), 20.0)
+    other = Spec({"state": ArraySpec((31,), names=swapped, unit="m," * 31, frame="b")}, ArraySpec((3,)), 10.0)
+    with pytest.raises(SpecMismatchError) as error:
+        mine.require(other, "the policy", "the robot")
+    assert error.value.differences[0] == "observation 'state': names 'joint_4' against 'joint_5' at 4, 2 of 31 differ"
+    assert len(error.value.differences) == 5
+    assert str(error.value).endswith("frame 'a' against 'b'; … and 2 more.")
+    assert len(str(error.value)) < 400
+
+
+def test_long_lists_of_what_exists_are_cut():
+    wide = Spec({f"sensor_{i}": ArraySpec((1,)) for i in range(9)}, ArraySpec((2,)))
+    (difference,) = Spec({"state": ArraySpec((1,))}, ArraySpec((2,))).differences(wide)
+    assert difference.endswith("sensor_4, sensor_5, … 9 in all)")
+    longer = ArraySpec((9,), names=tuple("abcdefghi")).differences(ArraySpec((8,), names=tuple("abcdefgh")), "state")
+    assert longer[-1] == "state: names (a, b, c, d, e, f, … 9 in all) against (a, b, c, d, e, f, … 8 in all)"

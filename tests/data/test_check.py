@@ -54,6 +54,16 @@ def test_frozen_sensors(make_frames):
     assert found(check_frames(frames), "frozen") == []
 
 
+def test_repeated_episodes(make_frames):
+    frames = make_frames([30, 40, 30])
+    frames.action[70:] = frames.action[:30]
+    assert found(check_frames(frames), "repeated") == [
+        "warning: 1 of 3 episodes repeat the actions of an earlier one bit for bit: 2 (as 0)"
+    ]
+    frames.action[99] *= 0.5
+    assert found(check_frames(frames), "repeated") == []
+
+
 def test_times(make_frames):
     frames = make_frames([30, 40])
     time = np.concatenate([np.arange(30), np.arange(40)]) / 10.0

@@ -223,3 +223,10 @@ def test_what_cannot_be_exported_is_refused_by_name(tmp_path):
     with pytest.raises(CapabilityError, match=r"'gaussian'.*residual and steered"):
         export.export_policy(gaussian, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_is_not_replaced_by_an_export_not_even_by_its_own(tmp_path):
+    save_policy(chunked(), tmp_path / "policy")
+    with pytest.raises(ConfigError, match="holds a checkpoint of kind 'chunked' and no export"):
+        command.run(command.Config(tmp_path / "policy", tmp_path / "policy"))
+    assert (tmp_path / "policy" / "model.safetensors").exists()

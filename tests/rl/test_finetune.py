@@ -1,6 +1,8 @@
 """Fine-tuning as a whole: every method makes the toy better, survives a kill, and stops at a NaN."""
 
 import json
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -14,10 +16,10 @@ from robot_rl.data.frames import Frames
 from robot_rl.policies.checkpoint import load_policy, save_policy
 from robot_rl.policies.residual import ResidualPolicyConfig
 from robot_rl.policies.steered import SteeredPolicyConfig
-from robot_rl.rl.guard import NonFiniteError
+from robot_rl.rl.guard import Guard, NonFiniteError
 from robot_rl.rl.methods import dsrl, residual, rlpd
 from robot_rl.rl.off_policy.core import OffPolicyConfig
-from robot_rl.rl.on_policy.learner import OnPolicyConfig
+from robot_rl.rl.on_policy.learner import OnPolicyConfig, OnPolicyLearner
 from robot_rl.rl.options import config_class, override
 from robot_rl.rl.session import VALIDATION_SEED, SessionConfig, resumed_seed
 from robot_rl.rl.state import load_state
@@ -163,6 +165,42 @@ def test_evaluations_after_the_saved_state_are_logged_once(tmp_path, reach_env, 
     assert steps == sorted(set(steps))
 
 
+def test_ctrl_c_saves_the_iteration_under_way(tmp_path, reach_env, fake_base, monkeypatch):
+    make = toy(reach_env)
+    base = fake_base(make().spec, hold=True)
+    check = Guard.check
+
+    def interrupted(guard, step, values, **context):
+        if "success" in values and step > 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        check(guard, step, values, **context)
+
+    monkeypatch.setattr(Guard, "check", interrupted)
+    session = SessionConfig(steps=100_000, evaluations=0, eval_episodes=5)
+    with pytest.raises(KeyboardInterrupt):
+        go("residual", tmp_path / "run", make, base, session)
+    _, numbers = load_state(tmp_path / "run" / "learner.safetensors")
+    rows = read_metrics(tmp_path / "run", "finetune")
+    assert [row["step"] for row in rows] == [numbers["steps"]]
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, reach_env, fake_base, monkeypatch):
+    make = toy(reach_env)
+    base = fake_base(make().spec, hold=True)
+    iterate = OnPolicyLearner.iterate
+
+    def broken(learner, fraction):
+        metrics = iterate(learner, fraction)
+        with torch.no_grad():
+            next(iter(learner.policy.parameters())).fill_(float("nan"))
+        return metrics
+
+    monkeypatch.setattr(OnPolicyLearner, "iterate", broken)
+    with pytest.raises(NonFiniteError, match="weight"):
+        go("residual", tmp_path / "run", make, base, SessionConfig(steps=256, evaluations=0, eval_episodes=5))
+    assert not (tmp_path / "run" / "learner.safetensors").exists()
+
+
 def explored(path, make, base, steps, seed=0):
     """The noises that a run of `plain` DSRL has drawn, before it learns."""
     config = METHODS["plain"]
@@ -278,8 +316,8 @@ def test_registered_methods_say_what_they_take(name):
     assert all(text for _, _, text in describe(config))
 
 
-def test_command(tmp_path, reach_env, fake_base):
-    registry.register("tasks", "toy", lambda num_envs=1, **options: toy(reach_env)(num_envs))
+def test_command(tmp_path, monkeypatch, reach_env, fake_base):
+    monkeypatch.setitem(registry._overrides, ("tasks", "toy"), lambda num_envs=1, **options: toy(reach_env)(num_envs))
     save_policy(fake_base(toy(reach_env)().spec, hold=True), tmp_path / "base")
     settings = ("lanes=8", "rollout_steps=8", "epochs=1")
     config = command.Config(

@@ -66,7 +66,7 @@ def test_a_single_candidate_is_sarsa_of_the_base():
 def test_there_is_no_actor():
     core = make_core()
     metrics = core.update(rows(3, 64))
-    assert set(metrics) == {"critic_loss"}
+    assert set(metrics) == {"critic_loss", "value"}
     assert core.log_temperature.item() == 0.0
     with pytest.raises(CapabilityError):
         core.actor_loss({}, torch.zeros(0))

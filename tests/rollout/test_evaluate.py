@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from robot_rl.core.env import Step
-from robot_rl.core.errors import SpecMismatchError
+from robot_rl.core.errors import CapabilityError, DataError, SpecMismatchError
 from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.rollout.collect import collect
 from robot_rl.rollout.evaluate import evaluate, wilson
@@ -72,6 +74,19 @@ def test_an_environment_that_lacks_an_observation_is_refused():
         evaluate(Echo(), env, 1)
 
 
+@pytest.mark.parametrize("key", ["success", "episode_seed"])
+def test_steps_that_do_not_say_which_episode_they_belong_to_are_refused(monkeypatch, key):
+    plain = SeededEnv.step
+
+    def step(self, actions):
+        made = plain(self, actions)
+        return replace(made, info={name: value for name, value in made.info.items() if name != key})
+
+    monkeypatch.setattr(SeededEnv, "step", step)
+    with pytest.raises(DataError, match=f"lacks '{key}'"):
+        evaluate(Echo(), SeededEnv(2), 3)
+
+
 def test_wilson_interval_against_published_values():
     assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-3)
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-3)
@@ -105,6 +120,14 @@ def test_collect_keeps_successes_whole_and_in_order():
         assert len(rows) == 1 + seed % 7
         assert all(row[0] == seed for row in rows)
         assert rows[-1][2] == {"reward": 1.0, "success": True, "actor": "expert"}
+
+
+def test_collecting_successes_ends_where_there_are_none():
+    env = SeededEnv(4)
+    env.reset = lambda seed: SeededEnv.reset(env, 1)
+    env.step = lambda actions: replace(SeededEnv.step(env, actions), info={"success": np.zeros(4, bool)})
+    with pytest.raises(CapabilityError, match=r"no success in 20. episodes of 'expert'"):
+        collect(env, lambda observation: observation["state"], None, 1)
 
 
 def test_collect_records_labels_instead_of_executed_actions():

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,6 +61,41 @@ def test_resume_lists_every_difference(tmp_path):
     for part in ("learning_rate was 0.001, now 0.0001", "head.steps was 10, now 20", "seed was 0, now 1"):
         assert part in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_run_is_resumed_by_another_path_from_another_place_with_other_threads(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {"out": "run", "threads": 0, "data": "demos", "command": {"out": "run", "threads": 0, "resume": False}}
+    Run.create("run", given).close()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    command = {"out": "moved", "threads": 2, "resume": True}
+    now = {"out": "moved", "threads": 2, "data": str(tmp_path / "demos"), "command": command}
+    Run.create(tmp_path / "moved", now, resume=True).close()
+    with pytest.raises(ConfigError, match="data was 'demos', now 'others'"):
+        Run.create(tmp_path / "moved", now | {"data": "others"}, resume=True)
+
+
+def test_a_run_that_came_to_nothing_leaves_its_place_free(tmp_path):
+    def begin(write):
+        with Run.create(tmp_path / "run", Config(), resume=True) as run:
+            write(run)
+            raise ConfigError("refused")
+
+    def fail(write=lambda run: None):
+        with pytest.raises(ConfigError, match="refused"):
+            begin(write)
+
+    fail(lambda run: run.checkpoint_dir("trainer"))
+    assert not (tmp_path / "run").exists()
+    for write in (
+        lambda run: run.log({"loss": 1.0}, 1),
+        lambda run: (run.checkpoint_dir("trainer") / "state.safetensors").write_text(""),
+    ):
+        fail(write)
+        assert (tmp_path / "run" / "config.yaml").exists()
+        fail()
+        assert (tmp_path / "run" / "config.yaml").exists(), "it was not made by that call"
+        shutil.rmtree(tmp_path / "run")
 
 
 def test_resume_drops_an_unfinished_line_and_rewind_forgets_later_steps(tmp_path):

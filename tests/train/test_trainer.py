@@ -16,6 +16,7 @@ from robot_rl.data.frames import Frames
 from robot_rl.data.windows import WindowSampler
 from robot_rl.policies.chunked import ChunkedConfig, ChunkedPolicy
 from robot_rl.train.ema import EMA
+from robot_rl.train.interrupt import finishing_steps
 from robot_rl.train.run import Run, read_metrics
 from robot_rl.train.trainer import TrainConfig, Trainer, step_generator, train
 
@@ -88,6 +89,39 @@ def test_killed_process_resumes_to_the_same_weights(tmp_path):
         trainer.run_all()
     for name, value in weights(trainer.ema.module).items():
         assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_ctrl_c_saves_the_step_under_way_unless_it_is_not_finite(tmp_path, monkeypatch, broken):
+    policy, sampler = make()
+    sample = sampler.sample
+
+    def interrupted(step, *arguments):
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+            if broken:
+                with torch.no_grad():
+                    next(policy.parameters()).fill_(float("nan"))
+        return sample(step, *arguments)
+
+    monkeypatch.setattr(sampler, "sample", interrupted)
+    with Run.create(tmp_path / "run", CONFIG) as run:
+        trainer = Trainer(policy, sampler, CONFIG, run)
+        with pytest.raises(RobotRLError if broken else KeyboardInterrupt):
+            trainer.run_all()
+        assert trainer._state_path().exists() is not broken
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not broken:
+        with Run.create(tmp_path / "run", CONFIG, resume=True) as run:
+            assert Trainer(*make(), CONFIG, run).step == 7
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    with finishing_steps() as interrupted:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):

@@ -17,6 +17,7 @@ from typing import Any
 
 from robot_rl.core import registry
 from robot_rl.core.errors import ConfigError, DataError, UnknownNameError
+from robot_rl.core.ranges import require_range
 from robot_rl.rl.compare.cluster import RayPlaces
 from robot_rl.rl.compare.files import fingerprint, read_test, watch
 from robot_rl.rl.compare.jobs import Ended, Job, LocalPlaces, Places, run_jobs
@@ -71,6 +72,12 @@ class Config:
     """Run on a Ray cluster, whose machines must see the same files."""
     address: str = ""
     """Address of the cluster; by default that of RAY_ADDRESS, or else one is started on this machine."""
+
+    def __post_init__(self) -> None:
+        require_range(self, "minutes", "steps", "evaluations", "test_seed", "jobs")
+        require_range(self, "eval_episodes", "test_episodes", low=1)
+        if self.seeds and min(self.seeds) < 0:
+            raise ConfigError(f"seeds must be at least 0, got {min(self.seeds)}")
 
 
 _FREE = ("methods", "seeds", "options", "other_bases", "demos", "demos_for", "out", "jobs", "cluster", "address")
