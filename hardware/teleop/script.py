@@ -22,7 +22,8 @@ _NAMES = {"space": " "}
 
 DEMONSTRATION = """
 0.5 n          # enable: the policy takes control
-5.0 w 1.0      # hold a motion key for a second: one press takes over
+5.0 t          # take over: from the policy, or from a hold
+5.2 w 0.8      # hold a motion key
 6.0 a 0.7
 7.2 b          # hand back to the policy
 12.0 space     # emergency stop
