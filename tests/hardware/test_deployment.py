@@ -56,7 +56,8 @@ def test_a_rehearsed_operator_in_real_time(checkpoint, tmp_path):
             executor=PATIENT,
         )
     )
-    assert [event for _, event in report.events] == ["enable", "hand back", "emergency stop", "reset", "enable"]
+    events = ["enable", "take over", "hand back", "emergency stop", "reset", "enable"]
+    assert [event for _, event in report.events] == events
     assert "STOPPED" in [mode for _, _, mode in report.modes]
     assert report.final_stop_confirmed
     late = report.lateness["max_ms"] / 1e3
