@@ -206,7 +206,8 @@ class Executor:
         self._verdicts(events, now)
         stopped_by = self.arbiter.reason if self.arbiter.mode is Mode.STOPPED else ""
         mode = self.arbiter.update(now, self.operator.reading, events, estop)
-        if mode is Mode.IDLE and stopped_by and (not self.safety.moving or stopped_by == "tracking_error"):
+        elsewhere = stopped_by == "tracking_error" or self.port.powerless
+        if mode is Mode.IDLE and stopped_by and (elsewhere or not self.safety.moving):
             # The old command is where the robot could not go, or where it was before it sagged or was pushed away.
             self.port.powerless = False
             self.safety.anchor(self.robot.hold_command())

@@ -247,6 +247,17 @@ def test_a_reset_takes_up_a_robot_that_was_moved_while_it_was_stopped():
     np.testing.assert_allclose(rig.executor.safety.command, rig.plain.hold_command())
 
 
+def test_a_reset_that_comes_while_the_command_still_brakes_gives_the_robot_its_power_back():
+    rig = Rig(WanderingPolicy(FakeRobot().spec, speed=0.03), limits=FAST, stop_kind="drives_off").start()
+    rig.tick(count=9)
+    rig.tick(OperatorEvent.EMERGENCY_STOP)
+    assert rig.executor.port.powerless
+    assert rig.executor.safety.moving
+    rig.tick(OperatorEvent.RESET)
+    assert not rig.executor.port.powerless
+    np.testing.assert_allclose(rig.executor.safety.command, rig.plain.hold_command())
+
+
 def test_what_fails_after_the_command_was_sent_moves_the_robot_no_further():
     rig = Rig(WanderingPolicy(FakeRobot().spec, speed=0.03)).start()
     rig.tick(count=9)
