@@ -8,6 +8,7 @@ import numpy as np
 
 from hardware.safety.chain import SafetyConfig
 from robot_rl.core.errors import ConfigError, UnknownNameError
+from robot_rl.core.ranges import require_positive, require_range
 from robot_rl.core.robot import Robot, StopKind
 
 
@@ -57,12 +58,9 @@ class ExecutorConfig:
     """Real-time priority (SCHED_FIFO) of the loop where the system permits it; 0 asks for none."""
 
     def __post_init__(self) -> None:
-        for name, lowest in (("execute_steps", 1), ("late_steps", 0), ("blend_seconds", 0), ("tracking_seconds", 0)):
-            if not getattr(self, name) >= lowest:
-                raise ConfigError(f"{name} must be {lowest} or more, got {getattr(self, name)}")
-        for name in ("human_speed", "max_state_age", "max_camera_age", "operator_timeout", "status_rate_hz"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+        require_range(self, "execute_steps", low=1)
+        require_range(self, "late_steps", "blend_seconds", "tracking_seconds")
+        require_positive(self, "human_speed", "max_state_age", "max_camera_age", "operator_timeout", "status_rate_hz")
 
 
 def ticks_per_step(tick_rate_hz: float, policy_rate_hz: float) -> int:

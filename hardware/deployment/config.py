@@ -12,7 +12,7 @@ from hardware.options import parse_options
 from hardware.robots.build import build_robot
 from hardware.safety.protection import Protection
 from robot_rl.core.errors import ConfigError
-from robot_rl.core.ranges import require_range
+from robot_rl.core.ranges import require_positive, require_range
 from robot_rl.core.realtime import RealTimeConfig
 from robot_rl.core.robot import Robot
 
@@ -79,8 +79,7 @@ class DeploymentConfig:
     def __post_init__(self) -> None:
         require_range(self, "duration", "seed", "retries", "domain_id")
         require_range(self, "policy_threads", low=1)
-        if self.attempt_seconds <= 0:
-            raise ConfigError(f"attempt_seconds must be above 0, got {self.attempt_seconds:g}")
+        require_positive(self, "attempt_seconds")
 
 
 def make_robot(config: DeploymentConfig) -> Robot:

@@ -47,11 +47,9 @@ def deploy(config: DeploymentConfig, on_status: Callable[[ExecutorStatus], None]
         DataError: nothing can be written where the report or the film is to be.
         HardwareError: a process died, or the robot or the operator's device does not work.
     """
-    from robot_rl.train.run import writing
+    from robot_rl.train.run import make_directories
 
-    for place in (config.out, *([config.video.parent] if config.video is not None else [])):
-        with writing(place):  # where nothing can be written is known before the robot moves
-            place.mkdir(parents=True, exist_ok=True)
+    make_directories(config.out, *([config.video.parent] if config.video is not None else []))
     if config.verifier is not None and config.real_time.method != "off":
         raise ConfigError("attempts with a verifier run in closed loop and continue no chunk: --real-time.method off")
     transport, note = choose_transport(config.transport if config.verifier is None else _without_ros(config.transport))

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 _JOIN_SECONDS = 2.0
 _FLUSH_SECONDS = 0.2
+_MOST_COMPLAINTS = 100
+"""Causes of dropped messages that are logged: a stranger can make every one differ."""
 
 
 def quality(depth: int, *, reliable: bool = True, latched: bool = False) -> QoSProfile:
@@ -103,7 +105,7 @@ class Endpoint:
             except Exception as error:  # whatever a stranger sent: this thread also hears the e-stop
                 self.rejected += 1
                 cause = f"{type(error).__name__}: {error}"
-                if cause not in self._complaints:
+                if cause not in self._complaints and len(self._complaints) < _MOST_COMPLAINTS:
                     self._complaints.add(cause)
                     logger.warning("message on '%s' dropped: %s", topic, cause)
 

@@ -43,11 +43,9 @@ def run(config: Config) -> None:
     from robot_rl.rollout.evaluate import evaluate
     from robot_rl.rollout.video import record_video
     from robot_rl.train.progress import progress, say
-    from robot_rl.train.run import write_json, writing
+    from robot_rl.train.run import make_directories, write_json
 
-    for path in filter(None, (config.json, config.video)):
-        with writing(path):  # an evaluation takes long: where nothing can be written is known before
-            path.parent.mkdir(parents=True, exist_ok=True)
+    make_directories(*(path.parent for path in (config.json, config.video) if path is not None))
     policy = load_policy(config.policy)
     env = make_env(config.task, num_envs=min(config.lanes, config.episodes))
     try:

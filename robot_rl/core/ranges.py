@@ -19,3 +19,14 @@ def require_range(config: Any, *names: str, low: float = 0, high: float | None =
         # Written so that NaN, which is in no range, is refused as well.
         if value is not None and not (low <= value and (high is None or value <= high)):
             raise ConfigError(f"{name} must be {expected}, got {value}")
+
+
+def require_positive(config: Any, *names: str) -> None:
+    """Raise unless each of these settings of ``config`` is above zero.
+
+    Raises:
+        ConfigError: one is not; names it and its value.
+    """
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ConfigError(f"{name} must be above 0, got {getattr(config, name)}")

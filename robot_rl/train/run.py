@@ -240,6 +240,17 @@ def writing(path: str | Path) -> Iterator[None]:
         raise
 
 
+def make_directories(*paths: Path) -> None:
+    """Make directories before work that takes long, so that where nothing can be written is known before.
+
+    Raises:
+        DataError: one of them cannot be made.
+    """
+    for path in paths:
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+
+
 @contextmanager
 def alone(root: Path) -> Iterator[None]:
     """Hold the directory ``root`` against other processes that would work in it.

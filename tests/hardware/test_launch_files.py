@@ -1,6 +1,7 @@
 """Launch files: the subset, nodes and parameters that exist, and runs; the package that ROS 2 sees."""
 
 import importlib
+import inspect
 import mmap
 import os
 import re
@@ -77,6 +78,15 @@ def arguments(name):
     return LaunchFile(LAUNCH / f"{name}.launch.yaml").arguments()
 
 
+def end(process):
+    """End a launcher in every case; what it has started only it can end."""
+    process.terminate()  # without effect on one that has ended
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
 @pytest.mark.ros
 @pytest.mark.timeout(300)
 def test_human_in_the_loop_runs_from_its_launch_file(tmp_path, new_domain):
@@ -111,11 +121,7 @@ def test_human_in_the_loop_runs_from_its_launch_file(tmp_path, new_domain):
                 process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0, "\n".join(lines)
     finally:
-        process.terminate()  # without effect on one that has ended; else it ends what it has started, which we cannot
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        end(process)
         process.stdout.close()
     text = "\n".join(lines)
     assert all(f"[launch] {name} ended with exit code 0" in lines for name in ("executor", "policy", "teleop")), text
@@ -131,6 +137,7 @@ def test_simulated_robot_runs_from_its_launch_file(tmp_path, new_domain):
     code = f"""
 import signal, subprocess, sys, time
 from hardware.ros.link import RosOperatorLink
+{inspect.getsource(end)}
 program = [sys.executable, "-m", "robot_rl.cli.main", "launch"]
 command = [*program, "simulated_robot", "task:=navigate", "--logs={tmp_path}"]
 with open({str(log)!r}, "wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
@@ -147,11 +154,7 @@ with open({str(log)!r}, "wb") as log, subprocess.Popen(command, stdout=log, stde
         process.send_signal(signal.SIGINT)
         ended = process.wait(60)
     finally:
-        process.terminate()  # without effect on one that has ended; else it ends what it has started, which we cannot
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        end(process)
 sys.exit(ended)
 """
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("AMENT", "ROS_", "FAST"))}

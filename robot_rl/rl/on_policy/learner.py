@@ -68,10 +68,7 @@ class OnPolicyLearner:
         """
         self.actor, self.env, self.config = actor, env, config
         if config.entropy_weight and type(actor).entropy is OnPolicyActor.entropy:
-            raise CapabilityError(
-                f"{type(actor).__name__} has no entropy, so core.entropy_weight must be 0; methods that have: "
-                "residual, reinflow, gorl and ppo"
-            )
+            raise CapabilityError(f"{type(actor).__name__} has no entropy, so core.entropy_weight must be 0")
         self.decision = decision or DecisionConfig()
         self.guard = guard or Guard()
         self.steps, self.iterations = 0, 0
