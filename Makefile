@@ -26,6 +26,7 @@ setup:  ## Create .venv and install everything; does nothing while pyproject.tom
 	[[ -x $(BIN)/python ]] || $(PYTHON) -m venv $(VENV)
 	echo "Setting up $(VENV) (once; a few minutes)"
 	$(PIP) -e '.[all,test]' $(QUIETLY)
+	$(BIN)/python -c 'import hardware.safety.chain, hardware.safety.kinematics'  # compiled here, not in a test's time
 	echo "$$wanted" > $(STAMP)
 
 demo: setup  ## Demonstrations -> policy -> fine-tuning -> deployment -> runs/demo/report.html, in ten minutes.

@@ -8,9 +8,9 @@ from hardware.control.arbiter import DRIVEN, Arbiter, Mode
 from hardware.control.operator import OperatorInbox
 from hardware.control.playback import Playback
 from hardware.control.settings import ExecutorConfig, rate_elements
+from hardware.safety.arithmetic import braking_step
 from hardware.safety.chain import SafetyChain
 from hardware.safety.flags import SafetyFlag
-from hardware.safety.motion import braking_step
 from robot_rl.core.robot import Robot
 
 

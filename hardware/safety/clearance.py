@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hardware.safety.arithmetic import braking_step
 from hardware.safety.model import block, joint_numbers, number
-from hardware.safety.motion import braking_step
 from robot_rl.core.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hardware.safety import kinematics
 from robot_rl.core.errors import ConfigError, DataError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -33,42 +34,26 @@ class RobotModel:
             UnknownNameError: no such joint, site or body.
             ConfigError: a joint is neither hinge nor slide.
         """
-        import mujoco  # only here: whoever needs no model needs no simulator
-
-        self._mujoco, self.model, self.data = mujoco, model, mujoco.MjData(model)
         numbers = joint_numbers(model, joints)
-        self._places, self._rates = block(model.jnt_qposadr[numbers]), block(model.jnt_dofadr[numbers])
         self.names = (tool, *points)
         """The tool and the further points."""
-        self._points = [_point(model, name) for name in self.names]
-        self._jacobian = np.zeros((6, model.nv))
+        self.tree = kinematics.tree_of(model, numbers, [_point(model, name) for name in self.names])
+        """Where they are attached."""
 
     def positions(self, commands: np.ndarray) -> np.ndarray:
         """Return where tool and points are, (T, P, 3) in metres in the model's world, at ``commands`` (T, A)."""
-        found = np.empty((len(commands), len(self._points), 3))
-        for k, command in enumerate(commands):
-            self._place(command)
-            for p, (is_site, number) in enumerate(self._points):
-                found[k, p] = self.data.site_xpos[number] if is_site else self.data.xpos[number]
-        return found
+        return kinematics.positions(np.asarray(commands, float), self.tree)
 
     def tool(self, commands: np.ndarray) -> np.ndarray:
         """Return where the tool is, (T, 3) in metres, at ``commands`` (T, A): the kinematics of a `Workspace`."""
         return self.positions(commands)[:, 0]
 
-    def jacobian(self, command: np.ndarray) -> np.ndarray:
-        """Return the tool's Jacobian (6, A) at ``command`` (A,): translation in m and rotation in rad per unit."""
-        self._place(command)
-        self._mujoco.mj_comPos(self.model, self.data)
-        is_site, number = self._points[0]
-        find = self._mujoco.mj_jacSite if is_site else self._mujoco.mj_jacBody
-        find(self.model, self.data, self._jacobian[:3], self._jacobian[3:], number)
-        chosen: np.ndarray = self._jacobian[:, self._rates].copy()
-        return chosen
+    def tool_gains(self, command: np.ndarray) -> tuple[float, float]:
+        """Return how much the tool moves at ``command`` (A,) per unit of the joints, in its best and worst direction.
 
-    def _place(self, command: np.ndarray) -> None:
-        self.data.qpos[self._places] = command
-        self._mujoco.mj_kinematics(self.model, self.data)
+        They are the largest and smallest singular value of its Jacobian, in m and rad per unit of the joints.
+        """
+        return kinematics.tool_gains(np.asarray(command, float), self.tree)
 
 
 def number(model: mujoco.MjModel, kind: Any, name: str, what: str) -> int:
@@ -101,16 +86,16 @@ def joint_numbers(model: mujoco.MjModel, joints: Sequence[str]) -> list[int]:
     return numbers
 
 
-def _point(model: mujoco.MjModel, name: str) -> tuple[bool, int]:
-    """Return whether ``name`` is a site (else a body), and its number."""
+def _point(model: mujoco.MjModel, name: str) -> tuple[int, np.ndarray]:
+    """Return the body that the site (else body) ``name`` belongs to, and its place (3,) there."""
     import mujoco
 
     site = int(mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_SITE, name))
     if site >= 0:
-        return True, site
+        return int(model.site_bodyid[site]), model.site_pos[site]
     body = int(mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, name))
     if body >= 0:
-        return False, body
+        return body, np.zeros(3)
     sites = [mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_SITE, k) for k in range(model.nsite)]
     bodies = [mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_BODY, k) for k in range(model.nbody)]
     raise UnknownNameError("site or body", name, [one for one in (*sites, *bodies) if one])

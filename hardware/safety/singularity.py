@@ -43,8 +43,7 @@ class Singularity:
 
         Fewer than six joints span fewer directions: the smallest singular value is then that of what they span.
         """
-        values = np.linalg.svd(self.robot.jacobian(command), compute_uv=False)
-        largest, smallest = float(values[0]), float(values[-1])
+        largest, smallest = self.robot.tool_gains(command)
         if not (math.isfinite(largest) and math.isfinite(smallest)):
             raise ValueError("the Jacobian holds a value that is not finite")
         return largest / smallest if smallest > _SINGULAR else math.inf

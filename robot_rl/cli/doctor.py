@@ -22,7 +22,15 @@ from robot_rl.core.paths import data_file
 from robot_rl.train.progress import say
 from robot_rl.train.run import processor
 
-MINIMUM = {"torch": (2, 6), "mujoco": (3, 17), "numpy": (2, 0), "pyarrow": (18,), "av": (14,), "tyro": (1, 0)}
+MINIMUM = {
+    "torch": (2, 6),
+    "mujoco": (3, 17),
+    "numba": (0, 61),
+    "numpy": (2, 0),
+    "pyarrow": (18,),
+    "av": (14,),
+    "tyro": (1, 0),
+}
 """Oldest versions that the code is written for."""
 
 Verdict = Literal["ok", "warn", "fail"]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from hardware.safety import arithmetic
 from hardware.safety.chain import SafetyChain, Situation
 from hardware.safety.flags import flag_names
 from hardware.safety.jerk import JerkLimiter
@@ -73,7 +74,7 @@ def test_the_bound_of_the_way_that_braking_takes_is_never_too_small_and_not_much
     first_step, first_change = fastest * rng.uniform(-1, 1, size), most * rng.uniform(-1, 1, size)
     step, change, place, farthest = first_step, first_change, np.zeros(size), np.zeros(size)
     for _ in range(1000):
-        change = limiter._braking(step, change)
+        change = arithmetic.braking_change(step, change, limiter._limits)
         step = step + change
         place = place + step
         farthest = np.maximum(farthest, place)

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hardware.safety.arithmetic import braking_step
 from hardware.safety.chain import SafetyChain, SafetyConfig, Situation
 from hardware.safety.flags import SafetyFlag, flag_names
-from hardware.safety.motion import MotionLimiter, braking_step
+from hardware.safety.motion import MotionLimiter
 from hardware.safety.surroundings import Guards
 from hardware.safety.workspace import Workspace
 from robot_rl.core.errors import ConfigError, HardwareError

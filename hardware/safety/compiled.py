@@ -1,0 +1,41 @@
+"""How the arithmetic of the chain is compiled: for stated types, when its module is imported, never inside a tick."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+from numba import types
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+NUMBER, INTEGER, TRUTH = types.float64, types.int64, types.boolean
+VECTOR, MATRIX = (types.Array(types.float64, rank, "A", readonly=True) for rank in (1, 2))
+"""Arguments: arrays of float64 of any layout, which are not written."""
+NEW_INTEGERS = types.Array(types.int64, 1, "C")
+NEW_VECTOR, NEW_MATRIX, NEW_BLOCK = (types.Array(types.float64, rank, "C") for rank in (1, 2, 3))
+"""Results: new arrays, laid out as numpy lays them out."""
+
+
+def compiled(signature: Any) -> Callable[[F], F]:
+    """Return a decorator that compiles a function for ``signature`` at once; the machine code is kept on disk.
+
+    Kept code is renewed when the file of its function changes, and only that file is looked at: what a compiled
+    function calls belongs into the same file. Where nothing can be written, each start compiles anew, in seconds.
+    """
+
+    def decorate(function: F) -> F:
+        try:
+            return cast(F, numba.njit(signature, cache=True, error_model="numpy")(function))
+        except RuntimeError as error:
+            if "cannot cache" not in str(error):
+                raise
+            return cast(F, numba.njit(signature, error_model="numpy")(function))
+
+    return decorate
+
+
+def part_of_compiled(function: F) -> F:
+    """Decorate what compiled functions of the same file call; it is compiled with them."""
+    return cast(F, numba.njit(error_model="numpy")(function))
