@@ -329,6 +329,13 @@ def test_first_updates_train_the_critic_alone():
     assert core.log_temperature.item() != pytest.approx(np.log(0.5), abs=1e-6)
 
 
+def test_updates_leave_no_graph_behind():
+    """A target that remembers how it was averaged would grow with every update."""
+    core = make_gaussian_core(actor_average=0.9)
+    core.update(rows(3, 32))
+    assert not any(tensor.requires_grad for tensor in [*core.target.parameters(), *core.average])
+
+
 def test_metrics_hold_the_mean_value_of_the_batch():
     core = make_gaussian_core()
     batch = rows(1, 64)
@@ -357,6 +364,41 @@ def test_the_critics_own_updates_come_before_the_behaviour_changes(reach_env, fa
     learner.iterate(0.0)
     assert core.updates == 41
     assert not all(torch.equal(a, b) for a, b in zip(before, policy.actor.parameters(), strict=True))
+
+
+def test_the_actors_average_is_evaluated_and_saved_and_the_actor_itself_acts(reach_env, fake_base):
+    policy = steered(reach_env(1), fake_base, noise_gain=0.3)
+    config = OffPolicyConfig(**SMALL, target_entropy=0.0, start_steps=128, updates_per_step=0.1, actor_average=0.75)
+    core, behaviour = make_core(policy, DSRLConfig(core=config), seed=1), NoiseBehaviour(policy, "plain")
+    replay = make_replay(4, 2, {"online": 1000}, seed=0)
+    learner = OffPolicyLearner(
+        policy, Collector(reach_env(8), behaviour, DecisionConfig(), 5), core, replay, {"online": 1.0}
+    )
+    while core.updates < 20:
+        learner.iterate(0.0)
+    averaged = learner.policy
+    assert averaged is not policy
+    assert averaged.config == policy.config
+    assert all(torch.equal(a, b) for a, b in zip(averaged.actor.parameters(), core.average, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(policy.actor.parameters(), core.average, strict=True))
+    tensors, numbers = learner.state()
+    other = make_core(steered(reach_env(1), fake_base, noise_gain=0.3), DSRLConfig(core=config), seed=2)
+    other.restore(tensors, numbers)
+    assert all(torch.equal(a, b) for a, b in zip(core.average, other.average, strict=True))
+
+
+def test_the_average_moves_by_its_decay_with_every_update_of_the_actor():
+    core = make_gaussian_core(actor_average=0.9, critic_updates=2)
+    actor = core.proposal.actor_parameters()
+    expected = [p.detach().clone() for p in actor]
+    for k in range(6):
+        core.update(rows(1, 32, seed=k))
+        if k >= 2:
+            expected = [0.9 * e + 0.1 * p.detach() for e, p in zip(expected, actor, strict=True)]
+    for mine, wanted in zip(core.average, expected, strict=True):
+        torch.testing.assert_close(mine, wanted)
+    with pytest.raises(ConfigError, match="actor_average"):
+        make_gaussian_core(actor_average=1.0)
 
 
 def test_policies_that_draw_noise_in_every_step_cannot_be_steered(reach_env):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from robot_rl.core.env import VecEnv
@@ -44,10 +46,22 @@ class OffPolicyLearner:
         shares: dict[str, float],
         block: int = 8,
     ) -> None:
-        self.policy: Any = policy
+        self._policy: Any = policy
         self.collector, self.core, self.replay = collector, core, replay
         self.shares, self.block = shares, block
         self._owed = 0.0
+
+    @property
+    def policy(self) -> Any:
+        """The policy as evaluated and saved: a copy with the actor's running average, where the core keeps one."""
+        if not self.core.average:
+            return self._policy
+        twin = copy.deepcopy(self._policy)
+        average = dict(zip(map(id, self.core.proposal.actor_parameters()), self.core.average, strict=True))
+        with torch.no_grad():
+            for own, copied in zip(self._policy.parameters(), twin.parameters(), strict=True):
+                copied.copy_(average.get(id(own), own))
+        return twin
 
     @property
     def steps(self) -> int:
@@ -91,7 +105,7 @@ class OffPolicyLearner:
         self.collector.steps, self._owed = int(numbers["steps"]), numbers["owed"]
         self.started()
         seed = resumed_seed(self.collector.first_seed, self.steps)
-        reseed(seed, self.policy, self.collector.behaviour)
+        reseed(seed, self._policy, self.collector.behaviour)
         self.collector.restart(seed)
 
 
