@@ -13,9 +13,12 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numba
 import numpy as np
 
 from hardware.safety.arithmetic import braking_step
+from hardware.safety.compiled import MATRIX, NEW_INTEGERS, NEW_VECTOR, NUMBER, VECTOR, compiled
+from hardware.safety.kinematics import approaches, tree_of
 from hardware.safety.model import block, joint_numbers, number
 from robot_rl.core.errors import ConfigError
 
@@ -65,7 +68,8 @@ class Clearance:
         self._mujoco = mujoco
         self.model, self.data, self.margin, self.near = model, mujoco.MjData(model), margin, near
         numbers = joint_numbers(model, joints)
-        self._places, self._rates = block(model.jnt_qposadr[numbers]), block(model.jnt_dofadr[numbers])
+        self._places = block(model.jnt_qposadr[numbers])
+        self._tree = tree_of(model, numbers, [(int(body), np.zeros(3)) for body in model.geom_bodyid])
         if pairs is None:
             self.pairs = _pairs(model, set(numbers))
         else:
@@ -75,7 +79,7 @@ class Clearance:
             raise ConfigError("no pair of geoms can touch: name the pairs, or give the geoms contype and conaffinity")
         self._reach = np.array([[_reach(model, joint, *pair) for joint in numbers] for pair in self.pairs])
         self._measured: tuple[np.ndarray, np.ndarray] | None = None
-        self._ends, self._jacobian = np.zeros(6), np.zeros((2, 3, model.nv))
+        self._ends = np.zeros(6)
         self.solver = importlib.util.find_spec("daqp") is not None
         """Whether `slide` can propose anything: the package ``daqp`` (extra ``safety``) is there."""
 
@@ -91,15 +95,10 @@ class Clearance:
         no nearer than by the motions of the joints between its geoms times their reaches, so that one that was farther
         apart than that when it was last measured is safe, and so are commands between two that leave more room.
         """
-        if not np.isfinite(commands).all():
-            raise ValueError("a command on the path is not finite")
-        moved = np.abs(commands[1:] - commands[:-1])
-        chosen = self._near(commands[0], moved.sum(axis=0), 0.0)
+        chosen, travelled = self._near(commands, 0.0)
         if not len(chosen):
             return 0.0
-        near = [self.pairs[k] for k in chosen]
-        travelled = np.concatenate([[0.0], np.cumsum(moved @ self._reach[chosen].max(axis=0))])
-        last = len(commands) - 1
+        near, last = [self.pairs[k] for k in chosen], len(commands) - 1
         found = {last: self._too_near(commands[last], near)}  # a path that is refused is so for its end, mostly
         if found[last] > permitted or not last:
             return found[last]
@@ -119,18 +118,18 @@ class Clearance:
         """Measure all pairs anew; call it when something in the model has moved that is not commanded."""
         self._measured = None
 
-    def _near(self, command: np.ndarray, moved: np.ndarray, room: float) -> np.ndarray:
-        """Return the numbers of the pairs that may be within margin and ``room`` ``moved`` (A,) from ``command``."""
-        for _ in range(2):
-            if self._measured is not None:
-                place, rooms = self._measured
-                gone = np.abs(command - place)
-                near = (rooms <= self._reach @ (gone + moved) + room).nonzero()[0]
-                if len(near) <= _FEW or not gone.any():
-                    return near
-            self._place(command)
-            self._measured = (command.copy(), np.array(self._distances(self.pairs)) - self.margin)
-        raise AssertionError("unreachable: a fresh measurement is always good enough")
+    def _near(self, commands: np.ndarray, room: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return the pairs that may be within margin and ``room`` on a path, and how far they may have come (T,).
+
+        The pairs are numbers. Raises `ValueError` if a command (T, A) is not finite.
+        """
+        if self._measured is not None:
+            near, travelled = near_pairs(commands, *self._measured, self._reach, room)
+            if len(near) <= _FEW or np.array_equal(commands[0], self._measured[0]):
+                return near, travelled
+        self._place(commands[0])
+        self._measured = (commands[0].copy(), np.array(self._distances(self.pairs)) - self.margin)
+        return near_pairs(commands, *self._measured, self._reach, room)
 
     def _too_near(self, command: np.ndarray, pairs: list[tuple[int, int]]) -> float:
         self._place(command)
@@ -170,29 +169,65 @@ class Clearance:
 
     def _rows(self, command: np.ndarray, brake: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return how the distance of each near pair changes (P, A) per displacement, and by how much it may shrink."""
-        pairs = [self.pairs[k] for k in self._near(command, np.zeros(len(command)), self.near)]
+        pairs = [self.pairs[k] for k in self._near(command[None], self.near)[0]]
         self._place(command)
-        self._mujoco.mj_comPos(self.model, self.data)
-        rows, rooms = [], []
+        kept, ends = [], []
         for first, second in pairs:
             distance = self._mujoco.mj_geomDistance(self.model, self.data, first, second, self.near, self._ends)
-            if distance >= self.near or abs(distance) < _TOUCHING:
-                continue
-            normal = (self._ends[3:] - self._ends[:3]) / distance
-            for side, geom, point in ((0, first, self._ends[:3]), (1, second, self._ends[3:])):
-                body = int(self.model.geom_bodyid[geom])
-                self._mujoco.mj_jac(self.model, self.data, self._jacobian[side], None, point, body)
-            rows.append(normal @ (self._jacobian[1] - self._jacobian[0])[:, self._rates])
-            rooms.append(distance - self.margin - _SPARE)
-        if not rows:
+            if distance < self.near and abs(distance) >= _TOUCHING:
+                kept.append((first, second))
+                ends.append((*self._ends, distance))
+        if not kept:
             return np.zeros((0, len(command))), np.zeros(0)
-        found, room = np.array(rows), np.array(rooms)
-        brakes = np.maximum(0.5 * np.abs(found) @ brake, 1e-12)
-        return found, np.where(room > 0.0, braking_step(np.maximum(room, 0.0), brakes), _RETURN * room)
+        measured = np.array(ends)
+        rows = approaches(np.asarray(command, float), self._tree, np.array(kept), measured)
+        room, brakes = measured[:, 6] - self.margin - _SPARE, np.maximum(0.5 * np.abs(rows) @ brake, 1e-12)
+        return rows, np.where(room > 0.0, braking_step(np.maximum(room, 0.0), brakes), _RETURN * room)
 
     def _place(self, command: np.ndarray) -> None:
         self.data.qpos[self._places] = command
         self._mujoco.mj_kinematics(self.model, self.data)
+
+
+@compiled(numba.types.Tuple((NEW_INTEGERS, NEW_VECTOR))(MATRIX, VECTOR, VECTOR, MATRIX, NUMBER))
+def near_pairs(
+    commands: np.ndarray, place: np.ndarray, rooms: np.ndarray, reach: np.ndarray, room: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which pairs may come within ``room`` on a path, and how far the quickest of them may have come (T,).
+
+    Args:
+        commands: (T, A) the path.
+        place: (A,) command at which the pairs were measured.
+        rooms: (P,) what each pair was apart there, less the margin.
+        reach: (P, A) by how many metres a unit of each joint changes each pair's distance at most.
+        room: metres.
+
+    Raises:
+        ValueError: a command is not finite.
+    """
+    moved, found, quickest = np.zeros(len(place)), np.empty(len(rooms), np.int64), np.zeros(len(place))
+    for k in range(len(place)):
+        moved[k] = abs(commands[0, k] - place[k])
+        for tick in range(1, len(commands)):
+            moved[k] += abs(commands[tick, k] - commands[tick - 1, k])
+        if not np.isfinite(moved[k]):
+            raise ValueError("a command on the path is not finite")
+    count = 0
+    for pair in range(len(rooms)):
+        way = room
+        for k in range(len(place)):
+            way += reach[pair, k] * moved[k]
+        if rooms[pair] <= way:
+            found[count] = pair
+            count += 1
+            for k in range(len(place)):
+                quickest[k] = max(quickest[k], reach[pair, k])
+    travelled = np.zeros(len(commands))
+    for tick in range(1, len(commands)):
+        travelled[tick] = travelled[tick - 1]
+        for k in range(len(place)):
+            travelled[tick] += quickest[k] * abs(commands[tick, k] - commands[tick - 1, k])
+    return found[:count].copy(), travelled
 
 
 def _pairs(model: mujoco.MjModel, joints: set[int]) -> list[tuple[int, int]]:

@@ -13,6 +13,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 NUMBER, INTEGER, TRUTH = types.float64, types.int64, types.boolean
 VECTOR, MATRIX = (types.Array(types.float64, rank, "A", readonly=True) for rank in (1, 2))
 """Arguments: arrays of float64 of any layout, which are not written."""
+INTEGERS = types.Array(types.int64, 2, "A", readonly=True)
 NEW_INTEGERS = types.Array(types.int64, 1, "C")
 NEW_VECTOR, NEW_MATRIX, NEW_BLOCK = (types.Array(types.float64, rank, "C") for rank in (1, 2, 3))
 """Results: new arrays, laid out as numpy lays them out."""

@@ -13,6 +13,7 @@ import numba
 import numpy as np
 
 from hardware.safety.compiled import (
+    INTEGERS,
     MATRIX,
     NEW_BLOCK,
     NEW_INTEGERS,
@@ -261,3 +262,31 @@ def extreme_singular_values(matrix: np.ndarray) -> tuple[float, float]:
 def tool_gains(command: np.ndarray, tree: Tree) -> tuple[float, float]:
     """Return the extreme singular values of the first point's Jacobian at ``command`` (A,)."""
     return extreme_singular_values(jacobian(command, tree))
+
+
+@compiled(NEW_MATRIX(VECTOR, _Tree, INTEGERS, MATRIX))
+def approaches(command: np.ndarray, tree: Tree, pairs: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Return how the distance of each pair changes (N, A) per unit of the command at ``command`` (A,).
+
+    Args:
+        command: the commanded joints.
+        tree: with one point per thing that has a distance.
+        pairs: (N, 2) points of ``tree`` whose bodies the pairs' parts belong to.
+        ends: (N, 7) the nearest place of the first and of the second part in the world, and their distance, which is
+            negative where they overlap.
+    """
+    rows = np.zeros((len(pairs), len(command)))
+    _, _, pivots, axes = frames(command, tree)
+    for n in range(len(pairs)):
+        normal = _sum((0.0, 0.0, 0.0), _sum(_vector(ends[:, 3:], n), _vector(ends, n), -1.0), 1.0 / ends[n, 6])
+        for side in range(2):
+            place, sign = _vector(ends[:, 3 * side :], n), 2.0 * side - 1.0
+            body = tree.holders[pairs[n, side]]
+            while body >= 0:
+                for joint in range(len(tree.owners)):
+                    if tree.owners[joint] == body:
+                        axis, arm = _vector(axes, joint), _sum(place, _vector(pivots, joint), -1.0)
+                        x, y, z = axis if tree.slides[joint] else _cross(axis, arm)
+                        rows[n, tree.elements[joint]] += sign * (normal[0] * x + normal[1] * y + normal[2] * z)
+                body = tree.parents[body]
+    return rows
