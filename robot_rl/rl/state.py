@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,3 +87,8 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
         return load_file(path), json.loads(metadata["numbers"])
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise DataError(f"cannot read the learner's state {path}: {error}") from error
+
+
+def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names start with ``prefix``, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -48,7 +48,7 @@ def make_learner(seed, lanes=LANES, config=CONFIG):
 
 def weights(learner):
     tensors = {f"actor.{i}": p.detach().clone() for i, p in enumerate(learner.actor.parameters())}
-    return tensors | {f"value.{name}": p.detach().clone() for name, p in learner.value.state_dict().items()}
+    return tensors | {f"value.{name}": p.detach().clone() for name, p in learner.critics.value.state_dict().items()}
 
 
 def functions(rank):

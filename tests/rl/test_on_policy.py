@@ -14,7 +14,8 @@ from robot_rl.rl.decision import DecisionConfig
 from robot_rl.rl.guard import NonFiniteError
 from robot_rl.rl.methods.residual import ResidualActor
 from robot_rl.rl.on_policy.chunk_actor import ChunkActor
-from robot_rl.rl.on_policy.learner import OnPolicyConfig, OnPolicyLearner, RewardScale, advantages
+from robot_rl.rl.on_policy.decisions import RewardScale, advantages
+from robot_rl.rl.on_policy.learner import OnPolicyConfig, OnPolicyLearner
 from robot_rl.rl.on_policy.ratios import OnPolicyActor, clipped_surrogate, divergence
 from robot_rl.rollout.player import PolicyRunner
 
@@ -100,8 +101,7 @@ def test_time_limit_bootstraps_from_the_final_observation(reach_env, fake_base):
     learner = make_learner(env, fake_base(env.spec), lanes=4)
     rollout = learner.collect()
     critic_input = learner.actor.critic_input({k: v.flatten(0, 1) for k, v in rollout.trace.items()})
-    value = learner._critic(critic_input.shape[-1])
-    before, _ = learner._advantages(rollout, value(critic_input), value)
+    before, _ = learner.critics.advantages(rollout, critic_input, learner.decision)
     assert rollout.truncated.sum() == 4 * 3
     slots, lanes, final = rollout.final[0]
     assert slots.tolist() == [4] * 4
@@ -110,8 +110,8 @@ def test_time_limit_bootstraps_from_the_final_observation(reach_env, fake_base):
     assert final[:, :2].abs().max() > 0
     config = learner.config
     with torch.no_grad():
-        delta = config.discount * value(final) - before[4]
-    _, advantage = learner._advantages(rollout, value(critic_input), value)
+        delta = config.discount * learner.critics.value(final) - before[4]
+    _, advantage = learner.critics.advantages(rollout, critic_input, learner.decision)
     np.testing.assert_allclose(advantage[4], delta, rtol=1e-5, atol=1e-6)
 
 
@@ -189,7 +189,7 @@ def test_state_continues_bit_exactly(reach_env, fake_base):
     second = make_learner(reach_env(8), fake_base(reach_env(1).spec), lanes=8)
     second.restore(tensors, numbers)
     again, repeated = second.state()
-    second._critic(second.policy.state_size)
+    second.critics.make(second.policy.state_size)
     again, repeated = second.state()
     assert repeated == numbers
     assert set(again) == set(tensors)
@@ -300,7 +300,7 @@ def reference(value, steps, decision, discount, gae_lambda, before=0):
 def test_ragged_decisions_equal_a_reference(decision):
     config = OnPolicyConfig(rollout_steps=4, discount=0.9, gae_lambda=0.8, scale_rewards=False)
     learner = OnPolicyLearner(ScriptedActor(), ScriptedEnv(), config, decision=decision)
-    net = learner._critic(2)
+    net = learner.critics.make(2)
 
     def value(lane, age):
         return net(torch.tensor([[lane, age]], dtype=torch.float32)).item()
@@ -308,7 +308,7 @@ def test_ragged_decisions_equal_a_reference(decision):
     seen = set()
     for iteration in range(2):
         rollout = learner.collect()
-        _, advantage = learner._advantages(rollout, net(rollout.rows(rollout.filled)["x"]), net)
+        _, advantage = learner.critics.advantages(rollout, rollout.rows(rollout.filled)["x"], decision)
         expected = reference(value, 12 * (iteration + 1), decision, 0.9, 0.8, 12 * iteration)
         assert int(rollout.valid.sum()) == len(expected)
         for lane in range(3):

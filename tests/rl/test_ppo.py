@@ -142,7 +142,7 @@ def test_value_at_a_time_limit(timeout, last):
         learner.iterate(i / 40)
     ages = {"state": (np.arange(10)[:, None, None] * (0 if env.blind else 0.1)).astype(np.float32)}
     with torch.no_grad():
-        values = learner.value(learner.policy.features(ages))
+        values = learner.critics.value(learner.policy.features(ages))
     assert values[9].item() == pytest.approx(last, rel=0.1)
     expected = 10 if timeout != "terminal" else (1 - 0.9**10) / 0.1
     assert values[0].item() == pytest.approx(expected, rel=0.1)
@@ -356,16 +356,16 @@ def test_asymmetric_surrogate_clips_good_decisions_and_holds_bad_ones():
 @pytest.mark.parametrize(("size", "share"), [(1.0, 0.242), (10.0, 0.07)])
 def test_median_critic_minimises_a_smooth_magnitude(size, share):
     learner = ppo(Arms(4), replace(CORE, loss="bpo", value_hidden=(), critic_learning_rate=0.1))
-    learner._critic(1)
+    learner.critics.make(1)
     part = learner._prepare(learner.collect())[0]
     rows = {"critic_input": torch.ones(4, 1), "target": size * torch.tensor([0.0, 0, 0, 1])}
     part = replace(part, **rows)
     for i in range(400):
         learner._rate_factor = 1 - i / 400
-        _, loss = learner._critic_loss(part)
+        _, loss = learner.critics.loss(part)
         learner._descend(loss, False, 4)
-    assert learner.value(torch.ones(1, 1)).item() == pytest.approx(size / 4, abs=0.02 * size)
-    assert learner.median(torch.ones(1, 1)).item() == pytest.approx(size * share, abs=0.02 * size)
+    assert learner.critics.value(torch.ones(1, 1)).item() == pytest.approx(size / 4, abs=0.02 * size)
+    assert learner.critics.median(torch.ones(1, 1)).item() == pytest.approx(size * share, abs=0.02 * size)
 
 
 @pytest.mark.parametrize("loss", ["aspo", "bpo"])

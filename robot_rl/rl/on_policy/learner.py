@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from robot_rl.core.env import VecEnv
 from robot_rl.core.errors import CapabilityError
 from robot_rl.core.policy import Policy
-from robot_rl.rl.critics import StateValue
 from robot_rl.rl.decision import DecisionConfig
 from robot_rl.rl.episodes import EpisodeStatistics
 from robot_rl.rl.guard import Guard
 from robot_rl.rl.on_policy.anchor import Anchor
 from robot_rl.rl.on_policy.config import OnPolicyConfig
-from robot_rl.rl.on_policy.decisions import Batch, DecisionStore, RewardScale, Rollout, advantages
+from robot_rl.rl.on_policy.decisions import Batch, DecisionStore, RewardScale, Rollout
 from robot_rl.rl.on_policy.flat_adam import FlatAdam
 from robot_rl.rl.on_policy.ratios import (
     OnPolicyActor,
@@ -28,8 +27,9 @@ from robot_rl.rl.on_policy.ratios import (
     clipped_surrogate,
     divergence,
 )
+from robot_rl.rl.on_policy.values import Critics
 from robot_rl.rl.session import SessionConfig, resumed_seed, run_session
-from robot_rl.rl.state import reseed
+from robot_rl.rl.state import below, reseed
 from robot_rl.train import distributed
 from robot_rl.train.run import Run
 
@@ -77,9 +77,7 @@ class OnPolicyLearner:
         step_discount = config.discount if per_step else config.discount ** (1 / actor.decision_steps)
         self.reward_scale = RewardScale(env.num_envs, step_discount)
         self.anchor = Anchor(config.anchor)
-        self.value: StateValue | None = None
-        self.median: StateValue | None = None
-        """Median of the action values under the policy, for bpo."""
+        self.critics = Critics(config, seed)
         self._generator = torch.Generator().manual_seed(seed)
         self._seed = seed
         self._observation = env.reset(seed)
@@ -87,9 +85,7 @@ class OnPolicyLearner:
         self._carried_score: Tensor | None = None
         self._actor_adam = FlatAdam(actor.parameters(), config.max_grad_norm)
         self._share_policy()
-        self._critic_adam: FlatAdam | None = None
         self._rate_factor = 1.0
-        self._pending: dict[str, Tensor] = {}
 
     @property
     def policy(self) -> Any:
@@ -160,7 +156,7 @@ class OnPolicyLearner:
         for _ in range(config.epochs):
             order = torch.randperm(len(batch.advantage), generator=self._generator).to(device)
             for i, part in enumerate(batch.shuffled(order, config.minibatches)):
-                values, loss = self._critic_loss(part)
+                values, loss = self.critics.loss(part)
                 if not stop:
                     log_ratio = actor.score(part.trace) - part.old_score
                     if steps == 0:
@@ -195,26 +191,13 @@ class OnPolicyLearner:
         self._share_policy()
         return metrics
 
-    def _critic_loss(self, part: Batch) -> tuple[Tensor, Tensor]:
-        """Return the values (B,) before the step and the critics' loss."""
-        assert self.value is not None
-        values = self.value(part.critic_input)
-        loss = 0.5 * nn.functional.mse_loss(values, part.target)
-        if self.median is not None:
-            # log(2 cosh(x / 2)): |x| / 2 with a round foot, whose minimiser is the median where |x| is large.
-            gap = (part.target - self.median(part.critic_input)).abs()
-            loss = loss + (nn.functional.softplus(-gap) + gap / 2).mean()
-        return values.detach(), loss
-
     def _policy_loss(
         self, part: Batch, log_ratio: Tensor, values: Tensor, weight: Tensor, clip: Tensor
     ) -> tuple[Tensor, Tensor | float]:
         """Return what the actor descends, and the divergence from the base where there is an anchor."""
         config, actor = self.config, self.actor
-        if self.median is not None:
-            with torch.no_grad():
-                gap = part.target - self.median(part.critic_input)
-                optimum = 2 * (gap / config.bpo_temperature).clamp(-10, 10).sigmoid() - 1
+        if config.loss == "bpo":
+            optimum = self.critics.above_median(part)
             loss = bounded_ratio_loss(log_ratio, part.target - values, optimum, weight, clip)
         else:
             advantage = _standardized(part.advantage) if config.normalize == "minibatch" else part.advantage
@@ -240,8 +223,8 @@ class OnPolicyLearner:
         config, actor = self.config, self.actor
         trace = rollout.rows(rollout.filled)
         critic_input = actor.critic_input(trace)
-        value = self._critic(critic_input.shape[-1]).to(critic_input.device)
-        before, advantage = self._advantages(rollout, value(critic_input), value)
+        scale = self.reward_scale.factor if config.scale_rewards else 1.0
+        before, advantage = self.critics.advantages(rollout, critic_input, self.decision, scale)
         valid = rollout.valid
         if not valid.all():
             kept = valid[rollout.filled].nonzero().squeeze(-1).to(critic_input.device)
@@ -266,53 +249,6 @@ class OnPolicyLearner:
         numbers = advantage.to(device), target.to(device)
         return Batch(trace, critic_input, *numbers, old_score, snapshot, ~carried.to(device)), metrics
 
-    @torch.no_grad()
-    def _advantages(self, rollout: Rollout, values: Tensor, value: StateValue) -> tuple[Tensor, Tensor]:
-        """Return values (T, N) before the update and advantages (T, N), zero where there is no complete decision.
-
-        Args:
-            rollout: T decisions of N lanes.
-            values: (B,) of the filled ones.
-            value: the critic, for the states after a time limit and after the last step.
-        """
-        config, valid, truncated = self.config, rollout.valid.float(), rollout.truncated
-        before = torch.zeros_like(rollout.reward)
-        before[rollout.filled] = values.cpu()
-        following = torch.cat([before[1:], before.new_zeros(1, before.shape[1])])
-        ahead = value(rollout.last_input).cpu()
-        lanes = (rollout.last >= 0).nonzero().squeeze(-1)
-        following[rollout.last[lanes], lanes] = ahead[lanes]
-        if rollout.final:
-            slots, ended, inputs = (torch.cat(column) for column in zip(*rollout.final, strict=True))
-            following[slots, ended] = value(inputs).cpu()
-        if config.timeout == "current":
-            following = torch.where(truncated > 0, before, following)
-        elif config.timeout == "mask":
-            valid = valid * (1 - truncated)
-        terminated = rollout.terminated + truncated if config.timeout == "terminal" else rollout.terminated
-        discount = config.discount**rollout.length if self.decision.clock == "step" else config.discount
-        scale = self.reward_scale.factor if config.scale_rewards else 1.0
-        reward = (rollout.reward - self.decision.penalty) * scale * valid
-        ends = terminated, truncated
-        found = advantages(reward, before * valid, following * valid, *ends, discount, config.gae_lambda)
-        return before, found
-
-    def _critic(self, size: int) -> StateValue:
-        """Return the critic, made at the first update, when the size of its input is known."""
-        if self.value is None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self._seed)
-                self.value = StateValue(size, self.config.value_hidden)
-                self.median = StateValue(size, self.config.value_hidden) if self.config.loss == "bpo" else None
-            critics = [critic for critic in (self.value, self.median) if critic is not None]
-            parameters = [parameter for critic in critics for parameter in critic.parameters()]
-            self._critic_adam = FlatAdam(parameters, self.config.max_grad_norm)
-            distributed.broadcast(parameters)
-            if self._pending:
-                self._restore_critic(self._pending)
-                self._pending = {}
-        return self.value
-
     def _set_learning_rate(self, fraction: float) -> None:
         fraction, schedule = min(max(fraction, 0.0), 1.0), self.config.schedule
         if schedule == "cosine":
@@ -333,14 +269,15 @@ class OnPolicyLearner:
 
     def _descend(self, loss: Tensor, train_actor: bool, rows: int) -> None:
         """Take one step of the critics, and of the actor if it is part of the loss, a mean over ``rows``."""
-        assert self._critic_adam is not None
+        critic_adam = self.critics.adam
+        assert critic_adam is not None
         if not math.isfinite(loss.item()):
             self.guard.check(self.steps, {"loss": loss})
         self._actor_adam.zero()
-        self._critic_adam.zero()
+        critic_adam.zero()
         loss.backward()
-        distributed.all_reduce_gradients([*self._critic_adam.parameters, *self._actor_adam.parameters], rows)
-        self._critic_adam.step(self._rate_factor * self.config.critic_learning_rate)
+        distributed.all_reduce_gradients([*critic_adam.parameters, *self._actor_adam.parameters], rows)
+        critic_adam.step(self._rate_factor * self.config.critic_learning_rate)
         if train_actor:
             self._actor_adam.step(self._rate_factor * self.config.actor_learning_rate)
 
@@ -354,13 +291,8 @@ class OnPolicyLearner:
         """Return tensors and numbers from which `restore` continues; the policy is saved on its own."""
         tensors = {f"actor.{i}": p.detach() for i, p in enumerate(self.actor.parameters())}
         tensors |= {f"method.{name}": value for name, value in self.actor.state().items()}
-        for critic, module in (("value", self.value), ("median", self.median)):
-            if module is not None:
-                tensors |= {f"{critic}.{name}": p for name, p in module.state_dict().items()}
-        tensors |= self._pending
-        for name, optimizer in (("actor", self._actor_adam), ("value", self._critic_adam)):
-            if optimizer is not None:
-                tensors |= {f"{name}_optimizer.{key}": moment for key, moment in optimizer.state().items()}
+        tensors |= {f"actor_optimizer.{key}": moment for key, moment in self._actor_adam.state().items()}
+        tensors |= self.critics.state()
         tensors["generator"] = self._generator.get_state()
         tensors["reward_moments"] = torch.from_numpy(self.reward_scale.moments)
         numbers = {"steps": self.steps, "iterations": self.iterations, "rate_factor": self._rate_factor}
@@ -371,9 +303,9 @@ class OnPolicyLearner:
         with torch.no_grad():
             for i, parameter in enumerate(self.actor.parameters()):
                 parameter.copy_(tensors[f"actor.{i}"])
-        self.actor.restore(_below("method.", tensors))
-        self._actor_adam.restore(_below("actor_optimizer.", tensors))
-        self._pending = {k: v for k, v in tensors.items() if k.startswith(("value", "median"))}
+        self.actor.restore(below("method.", tensors))
+        self._actor_adam.restore(below("actor_optimizer.", tensors))
+        self.critics.restore(tensors)
         self._generator.set_state(tensors["generator"])
         self.reward_scale.moments = tensors["reward_moments"].numpy()
         self.steps, self.iterations = int(numbers["steps"]), int(numbers["iterations"])
@@ -385,13 +317,6 @@ class OnPolicyLearner:
         self.actor.reset(np.ones(self.env.num_envs, bool))
         self._store.clear()
         self._carried_score = None
-
-    def _restore_critic(self, tensors: dict[str, Tensor]) -> None:
-        for name, critic in (("value.", self.value), ("median.", self.median)):
-            if critic is not None:
-                critic.load_state_dict(_below(name, tensors))
-        assert self._critic_adam is not None
-        self._critic_adam.restore(_below("value_optimizer.", tensors))
 
 
 def run_on_policy(
@@ -425,11 +350,6 @@ def run_on_policy(
         return run_session(learner, env_factory, run, session)
     finally:
         env.close()
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors whose names start with ``prefix``, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 @torch.no_grad()
