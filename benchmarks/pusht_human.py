@@ -130,7 +130,16 @@ class CoverageGain:
 SETTINGS: dict[str, tuple[str, ...]] = {
     "qchunk": ("updates_per_step=0.12", "start_steps=30000", "core.discount=0.97", "sample_steps=5"),
     "expo": ("updates_per_step=0.12", "start_steps=30000", "core.discount=0.97", "sample_steps=5"),
-    "dsrl": ("updates_per_step=0.25", "start_steps=30000", "core.discount=0.97"),
+    "dsrl": (
+        "updates_per_step=0.12",
+        "start_steps=30000",
+        "core.discount=0.97",
+        "core.critics=5",
+        "core.subset=5",
+        "core.critic_updates=3000",
+        "core.initial_temperature=0.1",
+        "core.target_entropy=20",
+    ),
     "residual": ("lanes=96", "scale=0.3", "history=2", "log_std=-2.0", "core.actor_learning_rate=1e-3"),
 }
 """Settings of methods where they differ from the defaults."""

@@ -461,7 +461,7 @@ def test_state_holds_statistics_and_rate():
     second.restore(tensors, numbers)
     untouched, _ = second.state()  # a run that is stopped at once loses nothing
     assert set(tensors) == set(untouched)
-    second._critic(1)
+    second.critics.make(1)
     again, repeated = second.state()
     assert repeated == numbers
     assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())

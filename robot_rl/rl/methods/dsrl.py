@@ -27,7 +27,8 @@ from robot_rl.train.run import Run
 
 
 def _core() -> OffPolicyConfig:
-    # With the entropy of a whole chunk's noise in the backup, long episodes earn more than success does.
+    # With the entropy of a whole chunk's noise in the backup, long episodes earn more than success does. The actor
+    # wanders between noises that serve alike, and on the way through some that do not: its average does not.
     return OffPolicyConfig(
         entropy_backup=False,
         initial_temperature=0.02,
@@ -35,6 +36,7 @@ def _core() -> OffPolicyConfig:
         updates_per_step=0.06,
         actor_reduce="min",
         start_steps=10_000,
+        actor_average=0.998,
     )
 
 
