@@ -70,7 +70,7 @@ def fpo_settings() -> Any:
 
     core = OnPolicyConfig(
         rollout_steps=64,
-        epochs=10,
+        epochs=8,
         minibatches=8,
         discount=0.98,
         gae_lambda=0.92,
@@ -78,12 +78,12 @@ def fpo_settings() -> Any:
         target_kl=0.0,
         schedule="linear",
         actor_learning_rate=3e-4,
-        critic_learning_rate=3e-4,
+        critic_learning_rate=1e-3,
         warmup_iterations=0,
-        value_hidden=(64, 64),
+        value_hidden=(256, 256),
         anchor=AnchorConfig(weight=0.005),
     )
-    return FPOConfig(scratch=True, lanes=16, relative=True, policy=ScratchConfig(sample_steps=5), core=core)
+    return FPOConfig(scratch=True, lanes=32, relative=True, policy=ScratchConfig(sample_steps=5), core=core)
 
 
 def environment(num_envs: int) -> Any:

@@ -11,13 +11,16 @@ from typing import Any
 
 from robot_rl.core.ranges import require_range
 
+DEFAULT_POLICY = Path("runs/train/checkpoints/best")
+
 
 @dataclass(frozen=True)
 class Config:
     """Settings of ``robot-rl finetune``."""
 
-    policy: Path = Path("runs/train/checkpoints/best")
-    """Checkpoint of the policy to improve."""
+    policy: Path | None = None
+    """Checkpoint of the policy to improve. Where none is given, ppo, rlpd, and fpo with scratch=yes learn from scratch;
+    other methods take runs/train/checkpoints/best."""
     task: str = ""
     """Task to improve it in (`robot-rl list tasks`)."""
     method: str = "residual"
@@ -74,7 +77,6 @@ def run(config: Config) -> None:
 
     import torch
 
-    from robot_rl.policies.checkpoint import load_policy
     from robot_rl.rl.session import SessionConfig
     from robot_rl.train import distributed
     from robot_rl.train.run import Run
@@ -82,7 +84,7 @@ def run(config: Config) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     rank = distributed.start()
-    base = load_policy(config.policy)
+    base = _base(config, getattr(settings, "needs_policy", True))
     session = SessionConfig(
         steps=config.steps,
         minutes=config.minutes if config.minutes or config.steps else 10.0,
@@ -102,6 +104,19 @@ def run(config: Config) -> None:
         finetune(base, _factory(config), settings, directory, session=session, demonstrations=demonstrations)
     if rank == 0:
         say(f"Policy: {config.out / 'checkpoints' / 'best'}")
+
+
+def _base(config: Config, needed: bool) -> Any:
+    """Return the policy to improve or, where none is given nor needed, what lends the task's interface."""
+    if config.policy is None and not needed:
+        from types import SimpleNamespace
+
+        env = _factory(config)(num_envs=1)
+        env.close()
+        return SimpleNamespace(spec=env.spec)
+    from robot_rl.policies.checkpoint import load_policy
+
+    return load_policy(config.policy or DEFAULT_POLICY)
 
 
 def _factory(config: Config) -> Any:

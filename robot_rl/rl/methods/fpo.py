@@ -76,6 +76,11 @@ class FPOConfig:
         if self.samples < 1:
             raise ConfigError(f"samples must be at least 1, got {self.samples}")
 
+    @property
+    def needs_policy(self) -> bool:
+        """Whether there must be a policy to begin with."""
+        return not self.scratch
+
 
 class FPOActor(ChunkActor):
     """Samples chunks from a flow policy and scores them by minus their flow-matching loss at stored pairs.

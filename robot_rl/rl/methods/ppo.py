@@ -48,6 +48,11 @@ class PPOConfig:
     core: OnPolicyConfig = field(default_factory=_core)
     """The on-policy core."""
 
+    @property
+    def needs_policy(self) -> bool:
+        """Whether there must be a policy to begin with; without one it learns from scratch."""
+        return False
+
 
 class ObservationMoments:
     """Running count, mean and summed squared deviation of observations, per key and element."""

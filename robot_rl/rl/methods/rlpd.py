@@ -61,6 +61,11 @@ class RLPDConfig:
     core: OffPolicyConfig = field(default_factory=_core)
     """The off-policy core."""
 
+    @property
+    def needs_policy(self) -> bool:
+        """Whether there must be a policy to begin with; without one it learns from scratch."""
+        return False
+
 
 class GaussianBehaviour(Behaviour):
     """Samples the Gaussian policy; until learning begins, uniform actions."""
