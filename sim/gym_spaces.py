@@ -26,6 +26,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {"gym_pusht/PushT": {"obs_type": "environ
 def make_gymnasium(env_id: str, options: Mapping[str, Any]) -> Any:
     """Build one Gymnasium environment, importing the packages that register its id.
 
+    As for Gymnasium, ``module:id`` imports ``module`` first.
+
     Raises:
         UnknownNameError: nothing has registered the id; names similar ones.
         MissingDependencyError: a package is not installed.
@@ -36,7 +38,7 @@ def make_gymnasium(env_id: str, options: Mapping[str, Any]) -> Any:
     except ModuleNotFoundError as error:
         raise MissingDependencyError("gymnasium", "gym", f"The environment 'gym:{env_id}'") from error
     quiet_log_file()
-    _register(env_id, gymnasium.registry)
+    env_id = _registered(env_id, gymnasium.registry)
     defaults = next((d for name, d in _DEFAULTS.items() if env_id.startswith(name)), {})
     try:
         with warnings.catch_warnings():
@@ -58,21 +60,25 @@ def _render_modes(env_id: str) -> Sequence[str]:
     return getattr(creator, "metadata", {}).get("render_modes") or ()
 
 
-def _register(env_id: str, registry: Mapping[str, Any]) -> None:
-    namespace = env_id.partition("/")[0] if "/" in env_id else ""
-    for package in (namespace, *_REGISTERING):
-        if env_id in registry or ":" in env_id:
-            return
+def _registered(env_id: str, registry: Mapping[str, Any]) -> str:
+    """Return the id by which Gymnasium knows the environment, once what registers it is imported."""
+    module, _, name = env_id.rpartition(":")
+    namespace = name.partition("/")[0] if "/" in name else ""
+    for package in (module,) if module else (namespace, *_REGISTERING):
+        if name in registry:
+            return name
         if package and importlib.util.find_spec(package.partition(".")[0]):
             # Importing gymnasium_robotics prints release notes.
             with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
                 warnings.simplefilter("ignore")
                 importlib.import_module(package)
-    if env_id in registry:
-        return
+        elif module:
+            raise ConfigError(f"gym:{env_id}: there is no module '{module}' that could register it")
+    if name in registry:
+        return name
     if namespace in _REGISTERING and not importlib.util.find_spec(namespace):
         raise MissingDependencyError(namespace, "gym", f"The environment 'gym:{env_id}'")
-    near = difflib.get_close_matches(env_id, list(registry), n=5, cutoff=0.4)
+    near = difflib.get_close_matches(name, list(registry), n=5, cutoff=0.4)
     raise UnknownNameError("Gymnasium environment", env_id, near)
 
 

@@ -158,6 +158,27 @@ def test_nested_observations_are_flattened_by_name():
     assert "phase" not in step.info
 
 
+def test_a_module_before_the_name_is_imported_first(tmp_path, monkeypatch):
+    """As ``gymnasium.make("module:Name-v0")`` does."""
+    (tmp_path / "registers_one.py").write_text(
+        "import gymnasium, numpy as np\n"
+        "class Still(gymnasium.Env):\n"
+        "    observation_space = gymnasium.spaces.Box(-1, 1, (3,), np.float32)\n"
+        "    action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)\n"
+        "    def reset(self, *, seed=None, options=None): return np.zeros(3, np.float32), {}\n"
+        "    def step(self, action): return np.zeros(3, np.float32), 0.0, False, False, {}\n"
+        "gymnasium.register('Still-v0', Still, max_episode_steps=5)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    env = make_env("gym:registers_one:Still-v0", num_envs=2)
+    assert env.reset(0)["state"].shape == (2, 3)
+    env.close()
+    with pytest.raises(UnknownNameError, match="registers_one:Stil-v0"):
+        make_env("gym:registers_one:Stil-v0")
+    with pytest.raises(ConfigError, match="there is no module 'registers_two'"):
+        make_env("gym:registers_two:Moving-v0")
+
+
 def test_wrong_names_and_options_are_named(monkeypatch):
     with pytest.raises(UnknownNameError, match="Did you mean 'Pendulum-v1'"):
         make("Pendulun-v1")
