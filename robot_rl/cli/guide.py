@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from robot_rl.core.errors import ConfigError
 from robot_rl.core.ranges import require_range
 
 
@@ -32,6 +33,8 @@ class Config:
     def __post_init__(self) -> None:
         require_range(self, "candidates", low=1)
         require_range(self, "temperature", "sample_steps")
+        if self.out.resolve() in (self.policy.resolve(), self.critic.resolve()):
+            raise ConfigError(f"--out {self.out} is what is read from, and would be replaced: name another directory")
 
 
 def run(config: Config) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from robot_rl.cli import guide as command
-from robot_rl.core.errors import CapabilityError
+from robot_rl.core.errors import CapabilityError, ConfigError
 from robot_rl.policies.best_of import BestOfConfig, guide
 from robot_rl.policies.checkpoint import load_policy, save_policy
 from robot_rl.policies.chunked import ChunkedConfig, ChunkedPolicy
@@ -104,6 +104,12 @@ def test_command_and_what_has_no_critic(tmp_path, reach_env, fake_base):
     path = finetuned(dsrl, plain, tmp_path / "plain", base, reach_env, 40)
     with pytest.raises(CapabilityError, match="dsrl with variant=na"):
         load_critic(path)
+
+
+def test_what_is_read_is_never_replaced(tmp_path):
+    for out in ("policy", "run"):
+        with pytest.raises(ConfigError, match="would be replaced"):
+            command.Config(tmp_path / "policy", tmp_path / "run", out=tmp_path / "x" / ".." / out)
 
 
 def test_a_critic_of_offsets_guides_nothing(reach_env):
