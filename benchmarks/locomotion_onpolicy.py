@@ -35,6 +35,7 @@ PPO = PPOConfig(
     policy=DiagonalConfig(hidden=(256, 256), activation="relu", log_std=-1.0),
     core=OnPolicyConfig(
         rollout_steps=64,
+        stagger=True,
         epochs=8,
         minibatches=16,
         discount=0.98,
@@ -70,7 +71,8 @@ def fpo_settings() -> Any:
 
     core = OnPolicyConfig(
         rollout_steps=64,
-        epochs=8,
+        stagger=True,
+        epochs=10,
         minibatches=8,
         discount=0.98,
         gae_lambda=0.92,
@@ -78,12 +80,12 @@ def fpo_settings() -> Any:
         target_kl=0.0,
         schedule="linear",
         actor_learning_rate=3e-4,
-        critic_learning_rate=1e-3,
+        critic_learning_rate=3e-4,
         warmup_iterations=0,
-        value_hidden=(256, 256),
+        value_hidden=(64, 64),
         anchor=AnchorConfig(weight=0.005),
     )
-    return FPOConfig(scratch=True, lanes=32, relative=True, policy=ScratchConfig(sample_steps=5), core=core)
+    return FPOConfig(scratch=True, lanes=16, relative=True, policy=ScratchConfig(sample_steps=5), core=core)
 
 
 def environment(num_envs: int) -> Any:

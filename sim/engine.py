@@ -235,6 +235,12 @@ class BatchEnv:
         """Release the renderers; the thread pool goes with the object."""
         self._renderers.clear()
 
+    def stagger(self, seed: int) -> None:
+        """Let the episodes under way reach the time limit at different times, as if lanes had begun one by one."""
+        self.elapsed[:] = (
+            np.random.default_rng(seed).permutation(self.num_envs) * self.max_episode_steps // self.num_envs
+        )
+
     # ---- parts of a step, for a robot that runs in real time --------------------------------------------------------
 
     def set_action(self, actions: np.ndarray) -> None:

@@ -76,5 +76,6 @@ class Expert(Protocol):
 
 TaskFactory = Callable[..., VecEnv]
 """``make(num_envs, *, seed=0, threads=0, reward="sparse"|"shaped", **options) -> VecEnv``; an environment with an
-expert has ``make_expert(noise=1.0, seed=0) -> Expert``, and one that can tell how far a lane has got has
-``progress() -> (N,)`` in [0, 1]."""
+expert has ``make_expert(noise=1.0, seed=0) -> Expert``, one that can tell how far a lane has got has
+``progress() -> (N,)`` in [0, 1], and one whose lanes can be put out of step has ``stagger(seed)``, which lets the
+episodes under way reach their time limits at different times."""

@@ -25,7 +25,7 @@ from robot_rl.rl.on_policy.ratios import (
     clipped_surrogate,
     gaussian_log_prob,
 )
-from robot_rl.rl.session import SessionConfig
+from robot_rl.rl.session import SessionConfig, resumed_seed
 from robot_rl.train.run import Run, read_metrics
 
 
@@ -146,6 +146,19 @@ def test_value_at_a_time_limit(timeout, last):
     assert values[9].item() == pytest.approx(last, rel=0.1)
     expected = 10 if timeout != "terminal" else (1 - 0.9**10) / 0.1
     assert values[0].item() == pytest.approx(expected, rel=0.1)
+
+
+def test_lanes_are_put_out_of_step_at_the_start_and_after_a_resume():
+    env = Ageing(4)
+    with pytest.raises(CapabilityError, match="stagger must be no"):
+        ppo(env, replace(CORE, stagger=True))
+    seeds = []
+    env.stagger = seeds.append
+    learner = ppo(env, replace(CORE, stagger=True), seed=3)
+    learner.restore(*learner.state())
+    assert seeds == [learner._seed, resumed_seed(learner._seed, 0)]
+    ppo(env)
+    assert len(seeds) == 2
 
 
 class MeanActor(GaussianActor):

@@ -96,6 +96,17 @@ def test_step_equals_its_parts():
         assert np.array_equal(parts.finish().observation["state"], expected.observation["state"])
 
 
+def test_lanes_out_of_step_end_evenly_spread_over_an_episode_and_stay_so():
+    env = Slide(4, threads=1)
+    env.reset(0)
+    env.stagger(seed=1)
+    ended = np.array([env.step(np.sign(env.qpos[:, :1])).done for _ in range(80)])  # away from the origin
+    assert (ended.sum(axis=0) == 2).all()
+    first, second = (np.array([np.flatnonzero(lane)[k] for lane in ended.T]) for k in (0, 1))
+    assert sorted(first + 1) == [10, 20, 30, 40]
+    assert (second - first == 40).all()
+
+
 def test_inner_control_runs_at_its_own_rate():
     env = Slide(1, control_every=2)
     env.reset(0)

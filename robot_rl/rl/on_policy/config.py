@@ -14,6 +14,9 @@ class OnPolicyConfig:
 
     rollout_steps: int = 64
     """Decisions per lane and iteration (more in lanes where episodes end inside a decision)."""
+    stagger: bool = False
+    """Begin with lanes out of step: their first episodes reach the time limit at different times, so that a roll-out
+    holds all phases of an episode. For long episodes that only a time limit ends."""
     epochs: int = 10
     """Passes over a roll-out."""
     minibatches: int = 8

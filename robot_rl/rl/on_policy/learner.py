@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robot_rl.core.env import VecEnv
+from robot_rl.core.env import Observation, VecEnv
 from robot_rl.core.errors import CapabilityError
 from robot_rl.core.policy import Policy
 from robot_rl.rl.decision import DecisionConfig
@@ -64,7 +64,8 @@ class OnPolicyLearner:
             decision: how rewards of control steps become those of decisions; their sum by default.
 
         Raises:
-            CapabilityError: the settings ask for an entropy bonus, and the actor has no entropy.
+            CapabilityError: the settings ask for an entropy bonus, and the actor has no entropy; or for lanes out of
+                step, and the task has none.
         """
         self.actor, self.env, self.config = actor, env, config
         if config.entropy_weight and type(actor).entropy is OnPolicyActor.entropy:
@@ -80,7 +81,7 @@ class OnPolicyLearner:
         self.critics = Critics(config, seed)
         self._generator = torch.Generator().manual_seed(seed)
         self._seed = seed
-        self._observation = env.reset(seed)
+        self._observation = self._begin(seed)
         self._store = DecisionStore(env.num_envs, config.rollout_steps + (actor.decision_steps > 1))
         self._carried_score: Tensor | None = None
         self._actor_adam = FlatAdam(actor.parameters(), config.max_grad_norm)
@@ -91,6 +92,16 @@ class OnPolicyLearner:
     def policy(self) -> Any:
         """The policy being improved."""
         return self.actor.policy
+
+    def _begin(self, seed: int) -> Observation:
+        """Start new episodes in all lanes."""
+        observation = self.env.reset(seed)
+        if self.config.stagger:
+            stagger = getattr(self.env, "stagger", None)
+            if stagger is None:
+                raise CapabilityError("the lanes of this task cannot be put out of step, so core.stagger must be no")
+            stagger(seed)
+        return observation
 
     def iterate(self, fraction: float) -> dict[str, float]:
         """Collect one roll-out and update on it; ``fraction`` of the budget is spent."""
@@ -313,7 +324,7 @@ class OnPolicyLearner:
         self.anchor.weight = numbers.get("anchor_weight", self.config.anchor.weight)
         seed = resumed_seed(self._seed, self.steps)
         reseed(seed, self.policy, self.actor)
-        self._observation = self.env.reset(seed)
+        self._observation = self._begin(seed)
         self.actor.reset(np.ones(self.env.num_envs, bool))
         self._store.clear()
         self._carried_score = None
