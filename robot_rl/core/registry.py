@@ -6,10 +6,11 @@ A third party's task, robot, head or command takes the same road as ours: a line
 
 from __future__ import annotations
 
+import ast
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from robot_rl.core.errors import MissingDependencyError, RobotRLError, UnknownNameError
+from robot_rl.core.errors import ConfigError, MissingDependencyError, RobotRLError, UnknownNameError
 
 GROUPS = {
     "tasks": "task",
@@ -77,8 +78,21 @@ def make_env(name: str, num_envs: int = 1, **options: Any) -> Any:
     """Build the task ``name`` with ``num_envs`` lanes.
 
     ``"family:argument"`` passes the part after the first colon on, so that ``"gym:gym_pusht/PushT-v0"`` reaches any
-    Gymnasium environment. Options that the task does not know are an error that names them.
+    Gymnasium environment. Options may follow, ``"gym:AdroitHandDoor-v1,hold=5,workers=2"``, wherever a task is named.
+    Options that the task does not know are an error that names them.
+
+    Raises:
+        UnknownNameError: no such task.
+        ConfigError: an option is not written as ``name=value``, or given twice.
     """
+    name, *written = name.split(",")
+    for one in written:
+        key, separator, text = one.partition("=")
+        if not (key.isidentifier() and separator):
+            raise ConfigError(f"task '{name}': '{one}' is no option: expected name=value")
+        if key in options or key == "num_envs":
+            raise ConfigError(f"task '{name}': the option '{key}' is given in another way already")
+        options[key] = _value(text)
     family, _, argument = name.partition(":")
     factory = load("tasks", family)
     arguments = (argument,) if argument else ()
@@ -88,3 +102,18 @@ def make_env(name: str, num_envs: int = 1, **options: Any) -> Any:
         if "unexpected keyword argument" in str(error):
             raise RobotRLError(f"Task '{name}': {error}.") from error
         raise
+
+
+def task_family(name: str) -> str:
+    """Return the registered name that ``name``, as `make_env` takes it, begins with."""
+    return name.partition(",")[0].partition(":")[0]
+
+
+def _value(text: str) -> Any:
+    """Return the number, truth value or word that ``text`` stands for."""
+    if text in ("true", "false", "yes", "no"):
+        return text in ("true", "yes")
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

@@ -5,7 +5,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from robot_rl.core import registry
-from robot_rl.core.errors import MissingDependencyError, RobotRLError, UnknownNameError
+from robot_rl.core.errors import ConfigError, MissingDependencyError, RobotRLError, UnknownNameError
 
 
 def test_an_unknown_name_suggests_the_nearest_and_lists_what_exists():
@@ -26,6 +26,24 @@ def test_the_part_after_the_colon_reaches_the_factory(monkeypatch):
     assert registry.make_env("family:a/b:c", 3) == ("a/b:c", 3)
     with pytest.raises(RobotRLError, match=r"Task 'family:x'.*unexpected keyword argument 'speed'"):
         registry.make_env("family:x", 1, speed=2)
+
+
+def test_options_may_follow_a_task_wherever_it_is_named(monkeypatch):
+    monkeypatch.setattr(registry, "_overrides", {})
+    registry.register("tasks", "family", lambda argument="", **options: (argument, options))
+    text = "family:Name-v0,hold=5,scale=-0.5,reward=shaped,slow=yes"
+    given = {"hold": 5, "scale": -0.5, "reward": "shaped", "slow": True}
+    assert registry.make_env(text, num_envs=3, seed=1) == ("Name-v0", {"num_envs": 3, "seed": 1, **given})
+    assert registry.task_family(text) == registry.task_family("family,hold=5") == "family"
+    for wrong, message in (
+        ("family,hold", "'hold' is no option: expected name=value"),
+        ("family,", "'' is no option"),
+        ("family,seed=2", "the option 'seed' is given in another way already"),
+        ("family,num_envs=2", "'num_envs' is given in another way"),
+        ("family,hold=1,hold=2", "'hold' is given in another way"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            registry.make_env(wrong, seed=1)
 
 
 @pytest.mark.parametrize("group", sorted(registry.GROUPS))

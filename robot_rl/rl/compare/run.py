@@ -138,7 +138,7 @@ class Comparison:
         self.bases = {"base": config.policy}
         for method, paths in _by_method("base", config.other_bases, config.methods).items():
             self.bases[f"base_{method}"] = Path(paths[-1])
-        if self.launcher == LAUNCHER and config.task.partition(":")[0] not in registry.names("tasks"):
+        if self.launcher == LAUNCHER and registry.task_family(config.task) not in registry.names("tasks"):
             raise UnknownNameError("task", config.task, registry.names("tasks"))
         self._check_methods()
         self.common = self._common()
