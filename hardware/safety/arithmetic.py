@@ -17,33 +17,27 @@ from hardware.safety.compiled import (
     MATRIX,
     NEW_MATRIX,
     NEW_VECTOR,
+    NUMBER,
     TRUTH,
     VECTOR,
     compiled,
+    compiled_ufunc,
     part_of_compiled,
 )
-from hardware.safety.flags import SafetyFlag
 
 STEP, INNER_STEP, CHANGE, INNER_CHANGE, ROUNDING, SURGE, INNER_SURGE, FARTHEST = range(8)
 """Rows of ``limits``: largest step, its change and the change of that (surge), each also less a margin that absorbs
 rounding; what counts as rounding of a position; and the longest way to standstill. Without a limit of the jerk the last
 three are missing."""
-_POSITION, _VELOCITY, _ACCELERATION, _JERK = (
-    int(flag)
-    for flag in (
-        SafetyFlag.POSITION_LIMITED,
-        SafetyFlag.VELOCITY_LIMITED,
-        SafetyFlag.ACCELERATION_LIMITED,
-        SafetyFlag.JERK_LIMITED,
-    )
-)
+POSITION, VELOCITY, ACCELERATION, JERK = 1, 2, 4, 8
+"""Bits of the limits that shaped or would have to shape a command."""
 _SHARES = 12
 """In how many parts the way from braking to what is wished for is divided to find the largest one permitted."""
 _Limited = numba.types.Tuple((NEW_VECTOR, NEW_VECTOR, INTEGER, TRUTH))
 _Window = numba.types.Tuple((NEW_VECTOR, NEW_VECTOR))
 
 
-@numba.vectorize("f8(f8, f8)", cache=True)
+@compiled_ufunc(NUMBER(NUMBER, NUMBER))
 def braking_step(room: Any, brake: Any) -> Any:
     """Return the largest step from which a stop within ``room`` is possible; of numbers or, as a ufunc, of arrays.
 
@@ -87,7 +81,7 @@ def limited(
         behind: whether the last command fell short of what was asked for.
 
     Returns:
-        The permitted command nearest to ``target``, what of ``target`` lies in the range, the flags of what limited the
+        The permitted command nearest to ``target``, what of ``target`` lies in the range, which limits shaped the
         command, and whether it falls short.
     """
     size = len(position)
@@ -101,7 +95,7 @@ def limited(
         hindered |= abs(target[k] - wish[k]) > limits[ROUNDING, k]
     if not hindered:
         return wish, wish, 0, False
-    flags, short = 0, False
+    which, short = 0, False
     for k in range(size):
         way, brake = wish[k] - position[k], limits[INNER_CHANGE, k]
         upper, lower = braking_step(high[k] - position[k], brake), -braking_step(position[k] - low[k], brake)
@@ -114,32 +108,32 @@ def limited(
         sudden = abs(way - step[k]) > limits[CHANGE, k] or abs(way) > approach
         short |= outside or fast or sudden
         if fast:
-            flags |= _VELOCITY
+            which |= VELOCITY
         if sudden:
-            flags |= _ACCELERATION
+            which |= ACCELERATION
         if beyond or (outside and not fast and not sudden):
-            flags |= _POSITION
+            which |= POSITION
         allowed = direction * min(abs(way), approach, limits[INNER_STEP, k])
         allowed = _between(step[k] - brake, _between(lower, allowed, upper), step[k] + brake)
         command[k] = _between(low[k], position[k] + allowed, high[k])
-    return (command, wish, flags, True) if short else (wish, wish, 0, False)
+    return (command, wish, which, True) if short else (wish, wish, 0, False)
 
 
 @compiled(INTEGER(VECTOR, VECTOR, VECTOR, VECTOR, VECTOR, MATRIX))
 def broken(
     command: np.ndarray, position: np.ndarray, step: np.ndarray, low: np.ndarray, high: np.ndarray, limits: np.ndarray
 ) -> int:
-    """Return the flags of the limits that ``command`` breaks. What is no number breaks them all."""
-    flags = 0
+    """Return which limits ``command`` breaks. What is no number breaks them all."""
+    which = 0
     for k in range(len(position)):
         way = command[k] - position[k]
         if not low[k] <= command[k] <= high[k]:
-            flags |= _POSITION
+            which |= POSITION
         if not abs(way) <= max(limits[STEP, k], abs(step[k])):
-            flags |= _VELOCITY
+            which |= VELOCITY
         if not abs(way - step[k]) <= limits[CHANGE, k]:
-            flags |= _ACCELERATION
-    return flags
+            which |= ACCELERATION
+    return which
 
 
 @compiled(NEW_VECTOR(VECTOR, VECTOR, VECTOR, VECTOR, MATRIX))
@@ -252,7 +246,7 @@ def limited_jerk(
             hindered = not _stoppable(way, turn, position[k], step[k], low[k], high[k], limits, k)
     if not hindered:
         return wish, wish, 0, False
-    flags, short = 0, False
+    which, short = 0, False
     for k in range(size):
         way, surge, most = wish[k] - position[k], limits[INNER_SURGE, k], limits[INNER_CHANGE, k]
         turn = way - step[k]
@@ -277,15 +271,15 @@ def limited_jerk(
         bounded = part < _SHARES
         short |= chosen != turn or beyond or fast or sudden or jerky
         if fast:
-            flags |= _VELOCITY
+            which |= VELOCITY
         if sudden:
-            flags |= _ACCELERATION
+            which |= ACCELERATION
         if jerky or approached:
-            flags |= _JERK
+            which |= JERK
         if beyond or bounded:
-            flags |= _POSITION
+            which |= POSITION
         command[k] = _between(low[k], position[k] + step[k] + chosen, high[k])
-    return (command, wish, flags, True) if short else (wish, wish, 0, False)
+    return (command, wish, which, True) if short else (wish, wish, 0, False)
 
 
 @compiled(INTEGER(VECTOR, VECTOR, VECTOR, VECTOR, VECTOR, MATRIX, VECTOR))
@@ -299,11 +293,11 @@ def broken_jerk(
     change: np.ndarray,
 ) -> int:
     """As `broken`, with the jerk."""
-    flags = broken(command, position, step, low, high, limits)
+    which = broken(command, position, step, low, high, limits)
     for k in range(len(position)):
         if not abs(command[k] - position[k] - step[k] - change[k]) <= limits[SURGE, k]:
-            flags |= _JERK
-    return flags
+            which |= JERK
+    return which
 
 
 @compiled(TRUTH(VECTOR, VECTOR, VECTOR, VECTOR, VECTOR, MATRIX))

@@ -23,20 +23,29 @@ def compiled(signature: Any) -> Callable[[F], F]:
     """Return a decorator that compiles a function for ``signature`` at once; the machine code is kept on disk.
 
     Kept code is renewed when the file of its function changes, and only that file is looked at: what a compiled
-    function calls belongs into the same file. Where nothing can be written, each start compiles anew, in seconds.
+    function calls, and every constant in it, belongs into the same file. Where nothing can be written, each start
+    compiles anew, in seconds.
     """
+    return _kept(numba.njit, signature, error_model="numpy")
 
-    def decorate(function: F) -> F:
-        try:
-            return cast(F, numba.njit(signature, cache=True, error_model="numpy")(function))
-        except RuntimeError as error:
-            if "cannot cache" not in str(error):
-                raise
-            return cast(F, numba.njit(signature, error_model="numpy")(function))
 
-    return decorate
+def compiled_ufunc(signature: Any) -> Callable[[F], F]:
+    """Return a decorator as `compiled` does, which makes a ufunc of a function of numbers."""
+    return _kept(numba.vectorize, [signature])
 
 
 def part_of_compiled(function: F) -> F:
     """Decorate what compiled functions of the same file call; it is compiled with them."""
     return cast(F, numba.njit(error_model="numpy")(function))
+
+
+def _kept(compiler: Any, signature: Any, **options: Any) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        try:
+            return cast(F, compiler(signature, cache=True, **options)(function))
+        except RuntimeError as error:
+            if "cannot cache" not in str(error):
+                raise
+            return cast(F, compiler(signature, **options)(function))
+
+    return decorate

@@ -15,7 +15,7 @@ import math
 import numpy as np
 
 from hardware.safety import arithmetic
-from hardware.safety.motion import MotionLimiter, MotionState
+from hardware.safety.motion import FLAGS, MotionLimiter, MotionState
 from robot_rl.core.errors import ConfigError
 from robot_rl.core.robot import Limits
 
@@ -74,10 +74,10 @@ class JerkLimiter(MotionLimiter):
 
         ``target`` itself is returned, bit for bit, if it keeps all limits.
         """
-        command, self._last_target, flags, self._behind = arithmetic.limited_jerk(
+        command, self._last_target, which, self._behind = arithmetic.limited_jerk(
             target, self._last_target, self.position, self.step, self.change, *self._now[2:], self._limits, self._behind
         )
-        return command, flags
+        return command, FLAGS[which]
 
     def _braked(self) -> np.ndarray:
         change = arithmetic.braking_change(self.step, self.change, self._limits)
@@ -106,7 +106,7 @@ class JerkLimiter(MotionLimiter):
 
     def violations(self, command: np.ndarray) -> int:
         """Stage 11: return the flags of the limits that ``command`` (A,) breaks; 0 if it keeps all of them exactly."""
-        return arithmetic.broken_jerk(command, *self._now, self._limits, self.change)
+        return FLAGS[arithmetic.broken_jerk(command, *self._now, self._limits, self.change)]
 
     def commit(self, command: np.ndarray) -> None:
         """Take ``command`` (A,) as sent."""

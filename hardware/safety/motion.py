@@ -14,12 +14,21 @@ from typing import NamedTuple
 import numpy as np
 
 from hardware.safety import arithmetic
+from hardware.safety.flags import SafetyFlag
 from robot_rl.core.errors import ConfigError
 from robot_rl.core.robot import Limits
 
 _FAR = 1e9
 _SLACK = 1e-9
 """Relative margin inside the limits that absorbs rounding, so that the result keeps them exactly."""
+_NAMED = {
+    arithmetic.POSITION: SafetyFlag.POSITION_LIMITED,
+    arithmetic.VELOCITY: SafetyFlag.VELOCITY_LIMITED,
+    arithmetic.ACCELERATION: SafetyFlag.ACCELERATION_LIMITED,
+    arithmetic.JERK: SafetyFlag.JERK_LIMITED,
+}
+FLAGS = [sum(int(flag) for bit, flag in _NAMED.items() if which & bit) for which in range(2 * max(_NAMED))]
+"""Flags of each set of limits that `hardware.safety.arithmetic` names."""
 
 
 class MotionState(NamedTuple):
@@ -111,10 +120,10 @@ class MotionLimiter:
         ``target`` itself is returned, bit for bit, if it keeps all limits (or breaks the range by no more than the
         rounding of single precision, which is not an intervention).
         """
-        command, self._last_target, flags, self._behind = arithmetic.limited(
+        command, self._last_target, which, self._behind = arithmetic.limited(
             target, self._last_target, *self._now, self._limits, self._behind
         )
-        return command, flags
+        return command, FLAGS[which]
 
     @property
     def _now(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -166,7 +175,7 @@ class MotionLimiter:
 
     def violations(self, command: np.ndarray) -> int:
         """Stage 11: return the flags of the limits that ``command`` (A,) breaks; 0 if it keeps all of them exactly."""
-        return arithmetic.broken(command, *self._now, self._limits)
+        return FLAGS[arithmetic.broken(command, *self._now, self._limits)]
 
     def commit(self, command: np.ndarray) -> None:
         """Take ``command`` (A,) as sent."""
