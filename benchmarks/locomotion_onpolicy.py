@@ -71,7 +71,6 @@ def fpo_settings() -> Any:
 
     core = OnPolicyConfig(
         rollout_steps=64,
-        stagger=True,
         epochs=10,
         minibatches=8,
         discount=0.98,
