@@ -374,3 +374,15 @@ def window_jerk(step: np.ndarray, change: np.ndarray, limits: np.ndarray) -> tup
         least[k] = min(max(max(change[k] - surge, -brake) + step[k], -fast), slowed)
         most[k] = max(min(min(change[k] + surge, brake) + step[k], fast), slowed)
     return least, most
+
+
+@compiled(TRUTH(VECTOR, VECTOR, VECTOR))
+def lags(command: np.ndarray, measured: np.ndarray, allowed: np.ndarray) -> bool:
+    """Return whether any element is farther from its command than ``allowed``, or is no number.
+
+    What may be anywhere has a negative ``allowed``.
+    """
+    found = False
+    for k in range(len(command)):
+        found |= allowed[k] >= 0.0 and not abs(command[k] - measured[k]) <= allowed[k]
+    return found

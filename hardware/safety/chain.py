@@ -28,6 +28,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from hardware.safety.arithmetic import lags
 from hardware.safety.flags import MOTION_LIMITS, SafetyFlag, flag_names
 from hardware.safety.forces import ForceMonitor
 from hardware.safety.jerk import JerkLimiter
@@ -112,8 +113,8 @@ class SafetyChain:
         limiter = MotionLimiter if self.limits.jerk is None else JerkLimiter
         self._motion = limiter(_inside(self.limits, self.guards.workspace), self.dt, self.resting)
         self._surroundings = Surroundings(self._motion, self.guards)
-        self._lag_allowed = np.asarray(self.limits.velocity, float) * self.config.tracking_seconds
-        self._positions = ~self._motion.resting
+        allowed = np.asarray(self.limits.velocity, float) * self.config.tracking_seconds
+        self._lag_allowed = np.where(self._motion.resting, -1.0, allowed)  # rates are not followed
         self._lagging = 0
         self._before: tuple[MotionState, int] | None = None
         self._origin: MotionState | None = None
@@ -283,8 +284,12 @@ class SafetyChain:
         """Stage 6, second half: the measured state against the last command."""
         if situation.measured is None or self.config.tracking_seconds <= 0:
             return 0
-        lag = np.abs(self.command - situation.measured)
-        lagging = np.count_nonzero(~(lag <= self._lag_allowed) & self._positions) > 0
+        measured = np.asarray(situation.measured, np.float64)
+        if measured.shape != self.command.shape:
+            raise ValueError(
+                f"the robot is measured at {measured.shape} elements, and commanded at {self.command.shape}"
+            )
+        lagging = lags(self.command, measured, self._lag_allowed)
         self._lagging = self._lagging + 1 if lagging else 0
         return SafetyFlag.TRACKING_ERROR if self._lagging >= self.config.tracking_ticks else 0
 

@@ -123,13 +123,19 @@ class Clearance:
 
         The pairs are numbers. Raises `ValueError` if a command (T, A) is not finite.
         """
-        if self._measured is not None:
-            near, travelled = near_pairs(commands, *self._measured, self._reach, room)
-            if len(near) <= _FEW or np.array_equal(commands[0], self._measured[0]):
-                return near, travelled
-        self._place(commands[0])
-        self._measured = (commands[0].copy(), np.array(self._distances(self.pairs)) - self.margin)
-        return near_pairs(commands, *self._measured, self._reach, room)
+        place, rooms = self._measured or self._measure(commands[0])
+        near, travelled = near_pairs(commands, place, rooms, self._reach, room)
+        if len(near) <= _FEW or np.array_equal(commands[0], place):
+            return near, travelled
+        return near_pairs(commands, *self._measure(commands[0]), self._reach, room)
+
+    def _measure(self, command: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Measure all pairs at ``command`` (A,); return and remember both, the distances (P,) less the margin."""
+        if not np.isfinite(command).all():
+            raise ValueError("a command on the path is not finite")
+        self._place(command)
+        self._measured = (command.copy(), np.array(self._distances(self.pairs)) - self.margin)
+        return self._measured
 
     def _too_near(self, command: np.ndarray, pairs: list[tuple[int, int]]) -> float:
         self._place(command)

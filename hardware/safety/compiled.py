@@ -17,6 +17,8 @@ INTEGERS = types.Array(types.int64, 2, "A", readonly=True)
 NEW_INTEGERS = types.Array(types.int64, 1, "C")
 NEW_VECTOR, NEW_MATRIX, NEW_BLOCK = (types.Array(types.float64, rank, "C") for rank in (1, 2, 3))
 """Results: new arrays, laid out as numpy lays them out."""
+_OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": True}
+"""Divisions by zero give what numpy gives; an index beyond an array is an error, never a look at foreign memory."""
 
 
 def compiled(signature: Any) -> Callable[[F], F]:
@@ -26,7 +28,7 @@ def compiled(signature: Any) -> Callable[[F], F]:
     function calls, and every constant in it, belongs into the same file. Where nothing can be written, each start
     compiles anew, in seconds.
     """
-    return _kept(numba.njit, signature, error_model="numpy")
+    return _kept(numba.njit, signature, **_OPTIONS)
 
 
 def compiled_ufunc(signature: Any) -> Callable[[F], F]:
@@ -36,7 +38,7 @@ def compiled_ufunc(signature: Any) -> Callable[[F], F]:
 
 def part_of_compiled(function: F) -> F:
     """Decorate what compiled functions of the same file call; it is compiled with them."""
-    return cast(F, numba.njit(error_model="numpy")(function))
+    return cast(F, numba.njit(**_OPTIONS)(function))
 
 
 def _kept(compiler: Any, signature: Any, **options: Any) -> Callable[[F], F]:

@@ -48,7 +48,7 @@ class JerkLimiter(MotionLimiter):
 
     def save(self) -> MotionState:
         """Return all that the next command depends on, for `restore`."""
-        return super().save()._replace(change=self.change)
+        return MotionState(*super().save()[:-1], self.change)
 
     def restore(self, saved: MotionState) -> None:
         """Go back to what `save` returned."""

@@ -84,6 +84,12 @@ def test_read_only_and_strided_arrays_are_taken_as_they_are():
     np.testing.assert_array_equal(arithmetic.braking_path(rows[1, ::2], np.zeros(3), np.ones((4, 3)), 50), expected)
 
 
+def test_an_array_that_is_too_short_is_an_error():
+    """Compiled code that read beyond its end would judge by whatever lies there."""
+    with pytest.raises(IndexError):
+        arithmetic.lags(np.zeros(7), np.zeros(6), np.ones(7))
+
+
 def test_nothing_is_compiled_after_the_import():
     """The control loop must never wait for a compiler: all signatures are stated, and others are refused."""
     for module in (arithmetic, kinematics):

@@ -170,6 +170,20 @@ def test_a_robot_that_does_not_follow_is_a_fault_after_some_ticks():
     assert chain.filter(np.zeros(3), situation(measured=np.full(3, np.nan))).flags & SafetyFlag.TRACKING_ERROR
 
 
+@pytest.mark.parametrize("measured", [np.zeros(2), np.zeros(4), np.zeros((1, 3))])
+def test_a_measurement_of_another_size_is_a_stop(measured):
+    chain = SafetyChain(limits(), DT)
+    verdict = chain.filter(np.full(3, 0.001), situation(measured=measured))
+    assert flag_names(verdict.flags) == ["exception"]
+    assert (verdict.command == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_measurements_may_be_of_any_numeric_type(dtype):
+    chain = SafetyChain(limits(), DT)
+    assert chain.filter(np.full(3, 0.0001), situation(measured=np.zeros(3, dtype))).flags == 0
+
+
 def test_an_exception_in_a_stage_is_a_stop(caplog):
     def broken(commands):
         raise RuntimeError("no kinematics today")
