@@ -137,6 +137,11 @@ def _cross(one: Vector, other: Vector) -> Vector:
 
 
 @part_of_compiled
+def _dot(one: Vector, other: Vector) -> float:
+    return one[0] * other[0] + one[1] * other[1] + one[2] * other[2]
+
+
+@part_of_compiled
 def _rotated(turn: Quaternion, vector: Vector) -> Vector:
     """Return v + 2 u x (u x v + w v) for the unit quaternion (w, u)."""
     axis = (turn[1], turn[2], turn[3])
@@ -188,6 +193,13 @@ def _point(tree: Tree, k: int, places: np.ndarray, turns: np.ndarray) -> Vector:
     return _sum(_vector(places, body), _rotated(_quaternion(turns, body), point), 1.0)
 
 
+@part_of_compiled
+def _moved(place: Vector, tree: Tree, joint: int, pivots: np.ndarray, axes: np.ndarray) -> Vector:
+    """Return how ``place``, fixed to what the joint moves, moves per unit of the joint."""
+    axis = _vector(axes, joint)
+    return axis if tree.slides[joint] else _cross(axis, _sum(place, _vector(pivots, joint), -1.0))
+
+
 @compiled(NEW_BLOCK(MATRIX, _Tree))
 def positions(commands: np.ndarray, tree: Tree) -> np.ndarray:
     """Return where the points are, (T, P, 3) in metres in the model's world, at ``commands`` (T, A)."""
@@ -208,11 +220,10 @@ def jacobian(command: np.ndarray, tree: Tree) -> np.ndarray:
         for joint in range(len(tree.owners)):
             if tree.owners[joint] != body:
                 continue
-            axis, column = _vector(axes, joint), tree.elements[joint]
-            moved = axis if tree.slides[joint] else _cross(axis, _sum(point, _vector(pivots, joint), -1.0))
+            column, moved = tree.elements[joint], _moved(point, tree, joint, pivots, axes)
             for k in range(3):
                 found[k, column] = moved[k]
-                found[3 + k, column] = 0.0 if tree.slides[joint] else axis[k]
+                found[3 + k, column] = 0.0 if tree.slides[joint] else axes[joint, k]
         body = tree.parents[body]
     return found
 
@@ -278,15 +289,14 @@ def approaches(command: np.ndarray, tree: Tree, pairs: np.ndarray, ends: np.ndar
     rows = np.zeros((len(pairs), len(command)))
     _, _, pivots, axes = frames(command, tree)
     for n in range(len(pairs)):
-        normal = _sum((0.0, 0.0, 0.0), _sum(_vector(ends[:, 3:], n), _vector(ends, n), -1.0), 1.0 / ends[n, 6])
+        between = _sum(_vector(ends[:, 3:], n), _vector(ends, n), -1.0)  # its length is the distance, but for the sign
         for side in range(2):
-            place, sign = _vector(ends[:, 3 * side :], n), 2.0 * side - 1.0
+            place, share = _vector(ends[:, 3 * side :], n), (2.0 * side - 1.0) / ends[n, 6]
             body = tree.holders[pairs[n, side]]
             while body >= 0:
                 for joint in range(len(tree.owners)):
                     if tree.owners[joint] == body:
-                        axis, arm = _vector(axes, joint), _sum(place, _vector(pivots, joint), -1.0)
-                        x, y, z = axis if tree.slides[joint] else _cross(axis, arm)
-                        rows[n, tree.elements[joint]] += sign * (normal[0] * x + normal[1] * y + normal[2] * z)
+                        moved = _moved(place, tree, joint, pivots, axes)
+                        rows[n, tree.elements[joint]] += share * _dot(between, moved)
                 body = tree.parents[body]
     return rows

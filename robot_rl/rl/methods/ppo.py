@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -48,10 +48,8 @@ class PPOConfig:
     core: OnPolicyConfig = field(default_factory=_core)
     """The on-policy core."""
 
-    @property
-    def needs_policy(self) -> bool:
-        """Whether there must be a policy to begin with; without one it learns from scratch."""
-        return False
+    needs_policy: ClassVar[bool] = False
+    """Whether there must be a policy to begin with; without one it learns from scratch."""
 
 
 class ObservationMoments:

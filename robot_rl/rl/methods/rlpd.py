@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -61,10 +61,8 @@ class RLPDConfig:
     core: OffPolicyConfig = field(default_factory=_core)
     """The off-policy core."""
 
-    @property
-    def needs_policy(self) -> bool:
-        """Whether there must be a policy to begin with; without one it learns from scratch."""
-        return False
+    needs_policy: ClassVar[bool] = False
+    """Whether there must be a policy to begin with; without one it learns from scratch."""
 
 
 class GaussianBehaviour(Behaviour):
