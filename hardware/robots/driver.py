@@ -302,6 +302,14 @@ def braking(
     return path
 
 
+def library_call(address: str, call: Callable[[], Any]) -> Any:
+    """Return what ``call`` returns; a RuntimeError of a maker's library becomes a `HardwareError` of one line."""
+    try:
+        return call()
+    except RuntimeError as error:
+        raise HardwareError(f"{address}: {' '.join(str(error).split())}") from error
+
+
 class PolledDriver(Driver):
     """A driver with a thread of its own that asks for measurements and sends the newest command.
 

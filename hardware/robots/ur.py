@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hardware.robots.driver import DriverConfig, PolledDriver
+from hardware.robots.driver import DriverConfig, PolledDriver, library_call
 from robot_rl.core.errors import ConfigError, HardwareError
 from robot_rl.core.robot import Limits, StopKind
 from robot_rl.core.spec import ArraySpec, Spec
@@ -174,8 +174,4 @@ class UR(PolledDriver):
             self._receive = None
 
     def _library(self, call: Callable[[], Any]) -> Any:
-        """Return what ``call`` returns; the library's RuntimeErrors become one-line errors."""
-        try:
-            return call()
-        except RuntimeError as error:
-            raise HardwareError(f"{self.config.host}: {' '.join(str(error).split())}") from error
+        return library_call(self.config.host, call)

@@ -10,6 +10,7 @@ import time
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hardware.emulators.servo_bus import ServoBusEmulator
@@ -245,12 +246,135 @@ class URBench:
             sys.modules["rtde_control"] = self.kept
 
 
+class EmulatedPanda:
+    """Stands where the library's `Panda` stands: joints that follow the goal of a controller as a spring would."""
+
+    def __init__(self, host="", *, realtime_config=None):
+        self.host, self.enforced = host, realtime_config
+        self.mode, self.errors, self.broken = "kIdle", "", ""
+        self.place, self.goal = np.array([0.0, -0.5, 0.0, -2.0, 0.0, 1.5, 0.0]), None
+        self.lowest, self.highest = np.full((7, 1), -2.9), np.full((7, 1), 3.8)
+        self.lowest[3], self.frozen, self.started = -3.1, False, 0
+        self.begun = self.moved = time.monotonic()
+
+    def get_state(self):
+        if not self.frozen:
+            now = time.monotonic()
+            elapsed, self.moved = now - self.moved, now
+            if self.goal is not None:
+                self.place = self.place + (self.goal - self.place) * (1.0 - np.exp(-elapsed / 0.05))
+        clock = self.moved - self.begun
+        return types.SimpleNamespace(
+            time=types.SimpleNamespace(to_sec=lambda: clock),
+            robot_mode=types.SimpleNamespace(name=self.mode),
+            current_errors=self.errors,
+            q=self.place.tolist(),
+            dq=[0.0] * 7,
+            tau_ext_hat_filtered=[0.5] * 7,
+        )
+
+    def get_joint_limits_lower(self):
+        return self.lowest
+
+    def get_joint_limits_upper(self):
+        return self.highest
+
+    def set_default_behavior(self):
+        self.errors, self.mode = "", "kIdle"
+
+    def start_controller(self, controller):
+        self.started, self.mode, self.goal = self.started + 1, "kMove", self.place.copy()
+        controller.panda = self
+
+    def stop_controller(self):
+        self.mode, self.goal = "kIdle" if self.mode == "kMove" else self.mode, None
+
+    def raise_error(self):
+        if self.broken:
+            raise RuntimeError(self.broken)
+
+
+class EmulatedHand:
+    """Stands where the library's `Gripper` stands: fingers that take their time, and what may be between them."""
+
+    def __init__(self, host=""):
+        self.width, self.between, self.asked, self.broken = 0.04, 0.0, [], ""
+
+    def read_once(self):
+        if self.broken:
+            raise RuntimeError(self.broken)
+        return types.SimpleNamespace(width=self.width)
+
+    def move(self, width, speed):
+        return self._go("move", width)
+
+    def grasp(self, width, speed, force, epsilon_inner=0.005, epsilon_outer=0.005):
+        return self._go("grasp", width)
+
+    def _go(self, kind, width):
+        time.sleep(0.05)
+        self.asked.append((kind, round(width, 4)))
+        self.width = max(width, self.between)
+        return True
+
+
+class FrankaBench:
+    """Objects in the place of the library, which speaks to nothing but a controller of the maker."""
+
+    counts = True
+
+    def __init__(self, folder, **settings):
+        from hardware.robots.franka import Franka, FrankaConfig
+
+        self.panda, self.hand, self.permission = EmulatedPanda(), EmulatedHand(), (True, "")
+
+        def position(stiffness, damping):
+            controller = types.SimpleNamespace(stiffness=stiffness, damping=damping, panda=None)
+            controller.set_control = lambda goal: setattr(controller.panda, "goal", np.array(goal))
+            return controller
+
+        def panda(host, *, realtime_config):
+            self.panda.host, self.panda.enforced = host, realtime_config
+            return self.panda
+
+        spec = {"__spec__": object()}
+        modules = {
+            "panda_py": {"Panda": panda, "realtime_priority_available": lambda: self.permission},
+            "panda_py.controllers": {"JointPosition": position},
+            "panda_py.libfranka": {
+                "Gripper": lambda host: self.hand,
+                "RealtimeConfig": types.SimpleNamespace(kEnforce="enforced", kIgnore="ignored"),
+            },
+        }
+        self.kept = {name: sys.modules.get(name) for name in modules}
+        sys.modules.update({name: types.SimpleNamespace(**spec, **parts) for name, parts in modules.items()})
+        self.config = FrankaConfig(max_failures=20, **settings)
+        self.robot = Franka(self.config)
+
+    def hiccup(self, times):
+        self.panda.frozen = True
+        time.sleep(0.03 * times)
+        self.panda.frozen = False
+
+    def silence(self):
+        self.panda.frozen = True
+
+    def close(self):
+        self.panda.frozen = False
+        self.robot.disconnect()
+        for name, module in self.kept.items():
+            del sys.modules[name]
+            if module is not None:
+                sys.modules[name] = module
+
+
 BENCHES = {
     "fake": FakeBench,
     "so101": lambda folder: ServoBench(folder, FEETECH, SO101),
     "koch": lambda folder: ServoBench(folder, DYNAMIXEL, Koch),
     "multirotor": MultirotorBench,
     "ur": URBench,
+    "franka": FrankaBench,
     "ros_arm": lambda folder: ros_arm(folder, "trajectory", velocities=True),
     "ros_base": lambda folder: ros_base(folder, stamped=True),
 }
