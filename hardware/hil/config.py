@@ -71,6 +71,8 @@ class HILConfig:
     """Seed of weights, exploration and scenes."""
     threads: int = 1
     """Processor threads of the learner."""
+    device: str = "cpu"
+    """Where the learner's networks run: cpu, cuda, cuda:1; the policy acts on the processor."""
     habits: OperatorHabits = field(default_factory=OperatorHabits)
     """The scripted operator."""
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)

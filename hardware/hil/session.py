@@ -186,6 +186,7 @@ class _Session:
             config.pretrain,
             seed=config.seed,
             threads=config.threads,
+            device=config.device,
         )
 
     def _executor_config(self, policy: Any, autostart: bool) -> ExecutorConfig:

@@ -24,6 +24,8 @@ class Config:
     """First episode seed; training uses seeds below the default."""
     lanes: int = 50
     """Episodes run side by side; changes the speed only."""
+    device: str = "cpu"
+    """Where the policy runs: cpu, cuda, cuda:1."""
     video: Path | None = None
     """Write a video grid of the first episodes to this .mp4 file."""
     video_lanes: int = 9
@@ -39,6 +41,7 @@ class Config:
 def run(config: Config) -> None:
     """Evaluate and print one line."""
     from robot_rl.core.registry import make_env
+    from robot_rl.nets.device import find_device
     from robot_rl.policies.checkpoint import load_policy
     from robot_rl.rollout.evaluate import evaluate
     from robot_rl.rollout.video import record_video
@@ -46,7 +49,7 @@ def run(config: Config) -> None:
     from robot_rl.train.run import make_directories, write_json
 
     make_directories(*(path.parent for path in (config.json, config.video) if path is not None))
-    policy = load_policy(config.policy)
+    policy = load_policy(config.policy, find_device(config.device))
     env = make_env(config.task, num_envs=min(config.lanes, config.episodes))
     try:
         with progress("evaluate", config.episodes, unit="episode") as bar:

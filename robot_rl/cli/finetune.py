@@ -50,6 +50,9 @@ class Config:
     """Episodes per validation, on seeds that are neither trained nor tested on."""
     stop_at: float = 1.01
     """Stop when a validation's success rate reaches this; above 1 for never."""
+    device: str = "cpu"
+    """Where networks run: cpu, cuda, cuda:1. Environments stay on the processor; networks as small as these gain little
+    from a GPU unless their batches are large."""
     threads: int = 0
     """Processor threads of the networks; 0 uses all cores."""
 
@@ -83,8 +86,9 @@ def run(config: Config) -> None:
 
     if config.threads:
         torch.set_num_threads(config.threads)
-    rank = distributed.start()
-    base = _base(config, getattr(settings, "needs_policy", True))
+    device = distributed.own_device(config.device)
+    rank = distributed.start(device)
+    base = _base(config, device, getattr(settings, "needs_policy", True))
     session = SessionConfig(
         steps=config.steps,
         minutes=config.minutes if config.minutes or config.steps else 10.0,
@@ -106,17 +110,17 @@ def run(config: Config) -> None:
         say(f"Policy: {config.out / 'checkpoints' / 'best'}")
 
 
-def _base(config: Config, needed: bool) -> Any:
+def _base(config: Config, device: Any, needed: bool) -> Any:
     """Return the policy to improve or, where none is given nor needed, what lends the task's interface."""
     if config.policy is None and not needed:
         from types import SimpleNamespace
 
         env = _factory(config)(num_envs=1)
         env.close()
-        return SimpleNamespace(spec=env.spec)
+        return SimpleNamespace(spec=env.spec, device=device)
     from robot_rl.policies.checkpoint import load_policy
 
-    return load_policy(config.policy or DEFAULT_POLICY)
+    return load_policy(config.policy or DEFAULT_POLICY, device)
 
 
 def _factory(config: Config) -> Any:

@@ -29,6 +29,8 @@ class Config:
     """Architecture."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Optimisation."""
+    device: str = "cpu"
+    """Where networks run: cpu, cuda, cuda:1."""
     threads: int = 0
     """Processor threads; 0 uses all cores."""
     seed: int = 0
@@ -47,6 +49,7 @@ def run(config: Config) -> None:
 
     from robot_rl.data.dataset import open_dataset
     from robot_rl.data.windows import WindowSampler
+    from robot_rl.nets.device import find_device
     from robot_rl.policies.chunked import ChunkedPolicy
     from robot_rl.train.progress import say
     from robot_rl.train.run import Run
@@ -54,18 +57,19 @@ def run(config: Config) -> None:
 
     if config.threads:
         torch.set_num_threads(config.threads)
+    device = find_device(config.device)
     dataset = open_dataset(config.data)
     frames = dataset.load(episodes=None if config.episodes is None else range(config.episodes))
     if config.observations:
         pairs = [item.partition("=") for item in config.observations]
         frames = frames.remap({new: old or new for new, _, old in pairs})
     torch.manual_seed(config.seed)
-    policy = ChunkedPolicy.fit(frames, config.policy)
+    policy = ChunkedPolicy.fit(frames, config.policy).to(device)
     say(
         f"{frames.num_episodes} episodes, {frames.num_frames} frames; "
         f"{sum(p.numel() for p in policy.parameters()) / 1e6:.1f} M parameters"
     )
-    sampler = WindowSampler(frames, config.policy.obs_steps, config.policy.horizon)
+    sampler = WindowSampler(frames, config.policy.obs_steps, config.policy.horizon, device=device)
     with Run.create(config.out, config, spec=frames.spec, seed=config.seed, resume=config.resume) as directory:
         train(policy, sampler, config.train, directory, config.seed, {"data": str(config.data)})
     say(f"Policy: {config.out / 'checkpoints' / 'best'}")

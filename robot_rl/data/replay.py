@@ -62,16 +62,17 @@ class Replay:
         self._require(source)
         if set(values) != set(self.fields):
             raise DataError(f"replay rows have the fields {sorted(values)}, expected {sorted(self.fields)}")
-        tensors = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in values.items()}
+        device = self.rows.device
+        tensors = {name: torch.as_tensor(value, dtype=torch.float32, device=device) for name, value in values.items()}
         count = len(next(iter(tensors.values())))
         capacity = self.capacity[source]
         where = (torch.arange(count) + self._cursor[source]) % capacity + self._start[source]
-        block = torch.empty(count, self.rows.shape[1])
+        block = torch.empty(count, self.rows.shape[1], device=device)
         for name, tensor in tensors.items():
             if tensor.shape != (count, *self.fields[name]):
                 raise DataError(f"'{name}' has shape {tuple(tensor.shape)}, expected {(count, *self.fields[name])}")
             block[:, self._columns[name]] = tensor.reshape(count, -1)
-        self.rows[where.to(self.rows.device)] = block.to(self.rows.device)
+        self.rows[where.to(device)] = block
         self._cursor[source] = (self._cursor[source] + count) % capacity
         self.size[source] = min(self.size[source] + count, capacity)
 

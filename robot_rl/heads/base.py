@@ -21,6 +21,7 @@ from robot_rl.core.errors import CapabilityError, ConfigError
 from robot_rl.heads.chain import chain_moments, normal_log_prob
 from robot_rl.heads.continuation import Prefix
 from robot_rl.heads.path import Estimate, Path
+from robot_rl.nets.device import draw
 
 Guide = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``guide(x0_hat (B, H, A), x (B, H, A), t (B,)) -> x0_hat``; with an attribute ``needs_gradient`` that is true, x0_hat
@@ -143,7 +144,7 @@ class Head(nn.Module, ABC):
         """Draw the actions (B, H) bool that are known in training: 0 to `prefix_steps` of them; None for never any."""
         if not self.prefix_steps:
             return None
-        count = torch.randint(self.prefix_steps + 1, (batch, 1), device=device, generator=generator)
+        count = draw(torch.randint, self.prefix_steps + 1, (batch, 1), device=device, generator=generator)
         return torch.arange(self.horizon, device=device) < count
 
     def chain_step(

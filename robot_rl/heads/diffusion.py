@@ -14,6 +14,7 @@ from robot_rl.core.errors import ConfigError
 from robot_rl.heads.base import Capabilities, Guide, Head, SampleResult, differentiable, masked_mean, without
 from robot_rl.heads.continuation import Prefix
 from robot_rl.heads.path import Path, squared_cosine
+from robot_rl.nets.device import draw
 
 
 class DiffusionHead(Head):
@@ -54,8 +55,8 @@ class DiffusionHead(Head):
         self, actions: Tensor, cond: Tensor, mask: Tensor | None = None, generator: Generator | None = None
     ) -> Tensor:
         """Return the noise-prediction loss per sample (B,)."""
-        levels = torch.randint(self.levels, (len(actions),), device=actions.device, generator=generator)
-        noise = torch.randn(actions.shape, device=actions.device, generator=generator)
+        levels = draw(torch.randint, self.levels, (len(actions),), device=actions.device, generator=generator)
+        noise = draw(torch.randn, actions.shape, device=actions.device, generator=generator)
         t = levels.float() / (self.levels - 1)
         known = self.draw_prefix(len(actions), actions.device, generator)
         prefix = None if known is None else Prefix(actions, known)
@@ -76,13 +77,13 @@ class DiffusionHead(Head):
         steps = steps or self.steps
         x = noise
         if x is None:
-            x = torch.randn((len(cond), *self.noise_shape), device=cond.device, generator=generator)
+            x = draw(torch.randn, (len(cond), *self.noise_shape), device=cond.device, generator=generator)
         chain = [x]
         for k in range(steps):
             index = torch.full((len(x),), k, device=x.device)
             x, std = self.chain_step(x, index, cond, steps, guides=guides, prefix=prefix)
             if self.eta > 0:
-                x = x + std * torch.randn(x.shape, device=x.device, generator=generator)
+                x = x + std * draw(torch.randn, x.shape, device=x.device, generator=generator)
             if trace:
                 chain.append(x)
         return SampleResult(x if prefix is None else prefix.impose(x), steps, chain if trace else [])

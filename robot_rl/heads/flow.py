@@ -12,6 +12,7 @@ from robot_rl.core.errors import ConfigError
 from robot_rl.heads.base import Capabilities, Guide, Head, SampleResult, differentiable, masked_mean, without
 from robot_rl.heads.continuation import Prefix
 from robot_rl.heads.path import Path
+from robot_rl.nets.device import draw
 
 
 class FlowHead(Head):
@@ -48,7 +49,7 @@ class FlowHead(Head):
 
     def draw_times(self, batch: int, device: torch.device, generator: Generator | None = None) -> Tensor:
         """Draw training times (batch,) in (0, 1]."""
-        u = torch.rand(batch, device=device, generator=generator)
+        u = draw(torch.rand, batch, device=device, generator=generator)
         if self.times == "uniform":
             return u
         return 0.999 * u ** (1 / 1.5) + 0.001  # inverse distribution function of Beta(1.5, 1)
@@ -58,7 +59,7 @@ class FlowHead(Head):
     ) -> Tensor:
         """Return the flow-matching loss per sample (B,)."""
         t = self.draw_times(len(actions), actions.device, generator)
-        noise = torch.randn(actions.shape, device=actions.device, generator=generator)
+        noise = draw(torch.randn, actions.shape, device=actions.device, generator=generator)
         known = self.draw_prefix(len(actions), actions.device, generator)
         return self.loss_at(actions, cond, noise, t, mask, known)
 
@@ -90,7 +91,7 @@ class FlowHead(Head):
         steps = steps or self.steps
         x = noise
         if x is None:
-            x = torch.randn((len(cond), *self.noise_shape), device=cond.device, generator=generator)
+            x = draw(torch.randn, (len(cond), *self.noise_shape), device=cond.device, generator=generator)
         chain = [x]
         for k in range(steps):
             x = self.advance(x, torch.full((len(x),), k, device=x.device), cond, steps, guides, prefix)

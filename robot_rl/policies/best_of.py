@@ -161,7 +161,6 @@ class BestOfPolicy(nn.Module):
             raise CapabilityError(f"sample_steps needs a base with a generative head, got {type(base).__name__}")
         self.editor = ChunkEditor(critic, config) if config.edits else None
         self._generator = torch.Generator().manual_seed(0)
-        self._bf16 = has_fast_bf16()
 
     @classmethod
     def from_parts(cls, config: dict[str, Any], spec: Spec, base: Policy | None) -> BestOfPolicy:
@@ -205,7 +204,7 @@ class BestOfPolicy(nn.Module):
         generator = generator or self._generator
         noise = torch.randn(len(cond), self.horizon, self.spec.action.size, generator=generator).to(cond.device)
         noise[::count] *= self._own_scale
-        with torch.autocast(cond.device.type, torch.bfloat16, enabled=self._bf16):
+        with torch.autocast(cond.device.type, torch.bfloat16, enabled=has_fast_bf16(cond.device)):
             if self.config.sample_steps:
                 sample = self.base.head.sample(cond, noise, self.config.sample_steps).actions
             else:

@@ -16,6 +16,7 @@ from robot_rl.core.errors import ConfigError, DataError
 from robot_rl.core.spec import Spec
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 FORMAT = 1
@@ -88,7 +89,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         raise OSError(str(error)) from error
 
 
-def load_policy(directory: str | Path, device: str = "cpu", threads: int | None = None) -> Any:
+def load_policy(directory: str | Path, device: str | torch.device = "cpu", threads: int | None = None) -> Any:
     """Read a policy written by `save_policy`, or one that was exported, ready for inference.
 
     Args:

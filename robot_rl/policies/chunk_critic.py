@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from robot_rl.core.errors import CapabilityError, ConfigError
 from robot_rl.core.spec import Spec
 from robot_rl.data.normalizer import Normalizer
+from robot_rl.nets.device import device_of
 from robot_rl.nets.ensemble import EnsembleMLP
 
 
@@ -53,7 +54,8 @@ class ChunkCritic(nn.Module):
             raise CapabilityError("a critic of chunks needs an observation that is no image")
         self.spec, self.config = spec.select(self.keys), replace(config, keys=self.keys)
         self.normalizer = copy.deepcopy(normalizer) if normalizer is not None else Normalizer(spec, self.keys)
-        low, high = (torch.as_tensor(bound, dtype=torch.float32) for bound in spec.action.bounds())
+        device = device_of(self.normalizer)
+        low, high = (torch.as_tensor(bound, dtype=torch.float32, device=device) for bound in spec.action.bounds())
         self.register_buffer("low", low)
         self.register_buffer("high", high)
         self.state_size = config.history * sum(spec.observation[key].size for key in self.keys)

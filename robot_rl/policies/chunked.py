@@ -19,6 +19,7 @@ from robot_rl.data.frames import Frames
 from robot_rl.data.normalizer import Normalizer
 from robot_rl.heads.base import Guide, Head
 from robot_rl.heads.continuation import ContinuationGuide, Prefix, PrefixBackbone
+from robot_rl.nets.device import draw
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,8 @@ class ChunkedPolicy(nn.Module):
         """Return the training loss per sample (B,) of a window batch (see `robot_rl.data.windows.WindowSampler`)."""
         cond = self.encode(batch["observation"])
         if self.config.observation_noise:
-            cond = cond + self.config.observation_noise * torch.randn(
-                cond.shape, device=cond.device, generator=generator
-            )
+            fresh = draw(torch.randn, cond.shape, device=cond.device, generator=generator)
+            cond = cond + self.config.observation_noise * fresh
         actions = self.normalize_action(batch["action"])
         return self.head.loss(actions, cond, batch["mask"] if self.config.mask_padding else None, generator)
 

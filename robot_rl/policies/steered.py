@@ -15,6 +15,7 @@ from robot_rl.core.errors import CapabilityError, ConfigError
 from robot_rl.core.policy import Policy
 from robot_rl.core.spec import Spec
 from robot_rl.heads.base import refusal
+from robot_rl.nets.device import device_of
 from robot_rl.nets.mlp import mlp
 from robot_rl.policies.gaussian import SquashedGaussian
 
@@ -103,7 +104,8 @@ class SteeredPolicy(nn.Module):
             raise ConfigError(f"noise_steps={steps} does not divide the base's horizon of {self.horizon}")
         self.noise_shape = (steps, self.spec.action.size)
         with torch.no_grad():
-            zeros = {k: torch.zeros(1, self.obs_steps, *a.shape) for k, a in self.spec.observation.items()}
+            shapes = {k: (1, self.obs_steps, *a.shape) for k, a in self.spec.observation.items()}
+            zeros = {k: torch.zeros(shape, device=device_of(base)) for k, shape in shapes.items()}
             self.state_size = int(base.encode(zeros).shape[-1])
         size = steps * self.spec.action.size
         self.actor: Any = (

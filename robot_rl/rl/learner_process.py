@@ -49,6 +49,8 @@ class LearnerSettings:
     """Seed of weights and batches."""
     threads: int = 1
     """Processor threads."""
+    device: str = "cpu"
+    """Where networks run."""
 
     def write(self, directory: Path) -> None:
         """Write ``settings.json``."""
@@ -107,6 +109,7 @@ def learn(directory: Path, connection: socket.socket) -> None:
 def make_learner(settings: LearnerSettings, directory: Path, connection: socket.socket) -> Any:
     """Build the learner of ``settings`` and save the policy that acts as the checkpoint ``initial``."""
     from robot_rl.data.dataset import open_dataset
+    from robot_rl.nets.device import find_device
     from robot_rl.policies.checkpoint import load_policy, save_policy
     from robot_rl.rl.channel import Channel
     from robot_rl.rl.off_policy.stream import EpisodeStream
@@ -116,7 +119,8 @@ def make_learner(settings: LearnerSettings, directory: Path, connection: socket.
     dataset = open_dataset(settings.demos)
     spec.require(dataset.spec, "the robot", "the demonstrations")
     frames = dataset.load(keys=list(spec.observation))
-    base = load_policy(settings.policy) if settings.policy else None
+    device = find_device(settings.device)
+    base = load_policy(settings.policy, device) if settings.policy else None
     config = method_settings(settings.method, settings.options)
     if settings.method == "hg_dagger":
         from robot_rl.rl.methods.hg_dagger import DaggerLearner
@@ -125,27 +129,28 @@ def make_learner(settings: LearnerSettings, directory: Path, connection: socket.
             raise ConfigError("hg_dagger corrects a policy: give one (--policy)")
         learner: Any = DaggerLearner(base, stream, config, frames, settings.seed)
     else:
-        learner = _reinforcement(settings, config, stream, base, frames, spec)
+        learner = _reinforcement(settings, config, stream, base or _Interface(spec, device), frames)
     save_policy(learner.policy, directory / "checkpoints" / INITIAL)
     return learner
 
 
-def _reinforcement(settings: LearnerSettings, config: Any, stream: Any, base: Any, frames: Any, spec: Spec) -> Any:
+def _reinforcement(settings: LearnerSettings, config: Any, stream: Any, base: Any, frames: Any) -> Any:
     """Return the learner of serl and hil_serl."""
+    from robot_rl.nets.device import device_of
     from robot_rl.rl.methods.rlpd import GaussianBehaviour, make_policy
     from robot_rl.rl.off_policy.collector import add_demonstrations, make_replay
     from robot_rl.rl.off_policy.core import OffPolicyCore
     from robot_rl.rl.off_policy.proposals import GaussianProposal
     from robot_rl.rl.off_policy.stream import StreamCollector, StreamLearner
 
-    interface: Any = base if base is not None else _Interface(spec)
-    policy = make_policy(interface, config, frames)
+    policy = make_policy(base, config, frames).to(device_of(base))
     core = OffPolicyCore(
         policy.actor.net.sizes[0], policy.actor.action_size, GaussianProposal(policy.actor), config.core, settings.seed
     )
     behaviour = GaussianBehaviour(policy, settings.seed)
     capacity = {"online": config.core.replay_capacity, "demonstrations": frames.num_frames + settings.corrections}
-    replay = make_replay(core.state_size, core.action_size, capacity, settings.seed, behaviour.extra_fields)
+    sizes = core.state_size, core.action_size
+    replay = make_replay(*sizes, capacity, settings.seed, behaviour.extra_fields, core.device)
     add_demonstrations(replay, frames, behaviour, config.decision)
     collector = StreamCollector(stream, behaviour, config.decision, settings.method == "hil_serl")
     share = config.demonstration_share
@@ -158,6 +163,7 @@ class _Interface:
     """A policy's interface where there is no policy yet."""
 
     spec: Spec
+    device: Any
     normalizer: Any = None
 
 

@@ -16,6 +16,7 @@ from robot_rl.core.env import VecEnv
 from robot_rl.core.errors import CapabilityError, ConfigError
 from robot_rl.core.policy import Policy
 from robot_rl.core.ranges import require_range
+from robot_rl.nets.device import device_of
 from robot_rl.policies.checkpoint import load_policy, save_policy
 from robot_rl.rl.guard import Guard
 from robot_rl.rl.state import keeping_generators, load_state, save_state
@@ -226,7 +227,8 @@ def run_session(learner: Learner, env_factory: Callable[..., VecEnv] | None, run
                     bar.advance(now - done, success=metrics.get("success", float("nan")), steps=learner.steps)
                     done = now
         session.save(force=True)
-        policy: Policy = load_policy(run.path / "checkpoints" / ("best" if session.eval_env is not None else "last"))
+        name = "best" if session.eval_env is not None else "last"
+        policy: Policy = load_policy(run.path / "checkpoints" / name, device_of(learner.policy))
         return policy
     finally:
         if session.eval_env is not None:

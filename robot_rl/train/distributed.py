@@ -15,12 +15,29 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from robot_rl.nets.device import find_device
 
-def start() -> int:
-    """Join the processes that torchrun has started, if it has; returns this one's rank, 0 for one that is alone."""
+
+def start(device: torch.device | None = None) -> int:
+    """Join the processes that torchrun has started, if it has; returns this one's rank, 0 for one that is alone.
+
+    Args:
+        device: where this process learns; the processor by default.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("gloo")
+        cards = device is not None and device.type == "cuda"
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cards else "gloo")
     return rank()
+
+
+def own_device(name: str) -> torch.device:
+    """Return the device called ``name`` for this process: of ``cuda`` each of torchrun's processes has a card.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    place = os.environ.get("LOCAL_RANK")
+    return find_device(f"cuda:{place}" if name == "cuda" and place is not None else name)
 
 
 def rank() -> int:

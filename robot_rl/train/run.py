@@ -38,8 +38,8 @@ from robot_rl.core.spec import Spec
 
 REPORTED_PACKAGES = ("robot-rl", "torch", "mujoco", "mujoco-warp", "numpy", "diffusers", "pyarrow", "av", "safetensors")
 """Distributions whose versions are written beside every run and benchmark result."""
-_FREE = ("resume", "out", "threads")
-"""Settings that may differ whenever a run is resumed, also as those of a command: where it is, and how fast."""
+_FREE = ("resume", "out", "threads", "device")
+"""Settings that may differ whenever a run is resumed, also as those of a command: where it is and runs, how fast."""
 _OWN_FILES = ("config.yaml", "specs.json", "versions.json", "seed", "metrics.jsonl")
 
 
@@ -72,7 +72,7 @@ class Run:
             spec: Interface that the run is made for.
             seed: Seed of the run.
             resume: Continue an existing run; a directory without a run is then started afresh.
-            ignore: Dotted names of settings that may differ when a run is resumed, besides its place and its threads.
+            ignore: Dotted names of settings that may differ when a run is resumed, besides `_FREE`.
 
         Raises:
             ConfigError: the directory holds a run and ``resume`` is off, or its configuration or seed differs.

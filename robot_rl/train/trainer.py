@@ -17,6 +17,7 @@ from torch import Tensor
 from robot_rl.core.errors import ConfigError, DataError, RobotRLError
 from robot_rl.core.ranges import require_range
 from robot_rl.data.windows import WindowSampler
+from robot_rl.nets.device import device_of
 from robot_rl.nets.precision import has_fast_bf16
 from robot_rl.policies.checkpoint import save_policy, write_tensors
 from robot_rl.train.ema import EMA
@@ -84,6 +85,7 @@ class Trainer:
     def __init__(self, policy: Any, sampler: WindowSampler, config: TrainConfig, run: Run, seed: int = 0) -> None:
         self.policy, self.sampler, self.config, self.run, self.seed = policy, sampler, config, run, seed
         self.policy.train()
+        self._device = device_of(policy)
         self.ema = EMA(policy, config.ema_decay)
         matrices = [p for p in policy.parameters() if p.ndim >= 2]
         vectors = [p for p in policy.parameters() if p.ndim < 2]
@@ -122,7 +124,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         generator = step_generator(self.seed, self.step)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+        with self._arithmetic(self.bf16):
             loss = self.policy.loss(batch, generator).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.gradient_clip, foreach=True)
@@ -147,17 +149,22 @@ class Trainer:
         """Return whether to use bf16: as told, or, for ``auto``, where it is supported and measured to be faster."""
         if self.config.precision != "auto":
             return self.config.precision == "bf16"
-        if not has_fast_bf16():
+        if not has_fast_bf16(self._device):
             return False
         batch = self.sampler.sample(0, self.config.batch_size, self.seed)
         seconds = {}
         for bf16 in (False, True, False, True):
             start = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            with self._arithmetic(bf16):
                 self.policy.loss(batch).mean().backward()
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
             self.policy.zero_grad(set_to_none=True)
             seconds[bf16] = time.perf_counter() - start
         return seconds[True] < seconds[False]
+
+    def _arithmetic(self, bf16: bool) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=bf16)
 
     def _state_path(self) -> Path:
         return self.run.checkpoint_dir("trainer") / "state.safetensors"

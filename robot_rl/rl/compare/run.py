@@ -66,6 +66,8 @@ class Config:
     """First episode seed of the test."""
     out: Path = Path("runs/compare")
     """Directory of everything that the comparison makes; the same command in the same directory goes on."""
+    device: str = "cpu"
+    """Where networks run: cpu, cuda, cuda:1; all runs share it."""
     jobs: int = 0
     """Runs at once; 0 for one per processor. Each has its share of the processors."""
     cluster: bool = False
@@ -236,7 +238,7 @@ class Comparison:
             "finetune", "--policy", str(self.bases[base]), "--task", config.task, "--method", name,
             "--reward", config.reward, "--seed", str(seed), "--out", str(path), "--resume",
             "--evaluations", str(config.evaluations), "--eval-episodes", str(config.eval_episodes),
-            "--minutes", str(self.minutes), "--steps", str(config.steps),
+            "--minutes", str(self.minutes), "--steps", str(config.steps), "--device", config.device,
         ]  # fmt: skip
         arguments += ["--demos", str(config.demos)] if demonstrated else []
         arguments += ["--options", *options] if options else []

@@ -15,6 +15,7 @@ from robot_rl.core.policy import Policy
 from robot_rl.data.frames import Frames
 from robot_rl.heads.base import Head
 from robot_rl.heads.chain import chain_moments
+from robot_rl.nets.device import device_of
 from robot_rl.policies.chain import ChainPolicy, ChainPolicyConfig
 from robot_rl.rl.decision import DecisionConfig
 from robot_rl.rl.on_policy.chain_actor import ChainActor
@@ -149,7 +150,7 @@ def finetune(
         CapabilityError: the base's head is not one of denoising steps with a density.
     """
     torch.manual_seed(run.seed)
-    policy = ChainPolicy(base, config.policy)
+    policy = ChainPolicy(base, config.policy).to(device_of(base))
     policy.tuned.requires_grad_(True)
     actor = DPPOActor(policy, config.lanes, config, run.seed)
     return run_on_policy(actor, env_factory, config.lanes, config.core, run, session, decision=config.decision)

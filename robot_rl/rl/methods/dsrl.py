@@ -14,6 +14,7 @@ from robot_rl.core.env import Observation, VecEnv
 from robot_rl.core.errors import CapabilityError
 from robot_rl.core.policy import Policy
 from robot_rl.data.frames import Frames
+from robot_rl.nets.device import device_of
 from robot_rl.policies.chunked import ChunkedPolicy
 from robot_rl.policies.steered import SteeredPolicy, SteeredPolicyConfig
 from robot_rl.rl.critics import EnsembleCritic
@@ -94,7 +95,8 @@ class NoiseBehaviour(PriorBehaviour):
         """Return normalised executed chunks (b, execute_steps * A)."""
         if self.variant == "plain":
             raise CapabilityError("plain DSRL cannot use demonstrations, for they hold no noise; variant 'na' can")
-        normalized: Tensor = self.policy.base.normalize_action(torch.as_tensor(chunks, dtype=torch.float32))
+        executed = torch.as_tensor(chunks, dtype=torch.float32, device=device_of(self.policy))
+        normalized: Tensor = self.policy.base.normalize_action(executed)
         return normalized.flatten(1)
 
 
@@ -120,6 +122,7 @@ def make_core(policy: SteeredPolicy, config: DSRLConfig, seed: int) -> OffPolicy
         return OffPolicyCore(policy.state_size, noise_size, proposal, config.core, seed)
     core = config.core
     noise_critic = EnsembleCritic(policy.state_size, noise_size, core.critics, core.hidden, core.layer_norm)
+    noise_critic.to(device_of(policy))
     decode = ExecutedChunk(policy)
     proposal = AliasedNoiseProposal(policy.actor, noise_critic, decode, policy.config.bound)
     return OffPolicyCore(policy.state_size, policy.execute_steps * policy.spec.action.size, proposal, config.core, seed)
@@ -150,7 +153,7 @@ def finetune(
         if not isinstance(base, ChunkedPolicy):
             raise CapabilityError(f"sample_steps needs a base of kind 'chunked', got {type(base).__name__}")
         base = base.with_sample_steps(config.sample_steps)
-    policy = SteeredPolicy(base, config.steering)
+    policy = SteeredPolicy(base, config.steering).to(device_of(base))
     policy.actor.requires_grad_(True)
     policy.seed(run.seed)
     behaviour = NoiseBehaviour(policy, config.variant)

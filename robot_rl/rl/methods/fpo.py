@@ -16,6 +16,7 @@ from robot_rl.core.errors import ConfigError
 from robot_rl.core.policy import Policy
 from robot_rl.data.frames import Frames
 from robot_rl.heads.base import require_head
+from robot_rl.nets.device import device_of
 from robot_rl.policies.chunked import ChunkedPolicy
 from robot_rl.policies.frozen import frozen
 from robot_rl.policies.scratch import ScratchConfig, flow_from_scratch
@@ -220,7 +221,7 @@ class FPOActor(ChunkActor):
 def make_actor(base: Any, config: FPOConfig, seed: int) -> FPOActor:
     """Return the actor that improves a copy of ``base``, or one from scratch for the base's interface."""
     if config.scratch:
-        policy = flow_from_scratch(base.spec, config.policy)
+        policy = flow_from_scratch(base.spec, config.policy).to(device_of(base))
         start = frozen(policy) if config.core.anchor.weight else None  # N(0, I), where sampled actions are within reach
         return FPOActor(policy, config.lanes, seed, config, start, ObservationMoments(base.spec))
     require_head(base, "velocity_steps", "fpo")

@@ -19,6 +19,7 @@ from robot_rl.core.errors import ConfigError
 from robot_rl.core.policy import Policy
 from robot_rl.data.frames import Frames
 from robot_rl.heads.base import Head, require_head
+from robot_rl.nets.device import device_of
 from robot_rl.policies.scratch import ScratchConfig, flow_from_scratch
 from robot_rl.policies.steered import SteeredPolicy, SteeredPolicyConfig
 from robot_rl.rl.methods.ppo import ObservationMoments
@@ -265,7 +266,7 @@ def make_actor(base: Any, config: GoRLConfig, seed: int, directory: Path | None 
         if hasattr(base, "head") or config.stages > 1:
             require_head(base, "steerable", "gorl")
         decoder = copy.deepcopy(base)
-    policy = SteeredPolicy(decoder, config.steering)
+    policy = SteeredPolicy(decoder, config.steering).to(device_of(base))
     policy.seed(seed)
     policy.actor.requires_grad_(True)
     return GoRLActor(policy, config.lanes, seed, config, directory, moments)

@@ -18,6 +18,7 @@ from robot_rl.core.errors import CapabilityError, ConfigError
 from robot_rl.core.policy import Policy
 from robot_rl.data.frames import Frames, concatenate
 from robot_rl.data.windows import WindowSampler
+from robot_rl.nets.device import device_of
 from robot_rl.rl.off_policy.stream import HUMAN, WAIT, EpisodeStream, ReceivedEpisodes
 from robot_rl.rl.state import optimizer_tensors, restore_optimizer
 from robot_rl.train.ema import EMA
@@ -112,9 +113,9 @@ class DaggerLearner:
         self._sampler = self._windows(self._corrections)
 
     def _windows(self, frames: Frames) -> WindowSampler:
-        return WindowSampler(
-            frames, self._trained.obs_steps, self._trained.horizon, list(self._trained.spec.observation)
-        )
+        policy = self._trained
+        keys = list(policy.spec.observation)
+        return WindowSampler(frames, policy.obs_steps, policy.horizon, keys, device_of(policy))
 
     def _update(self) -> float:
         config = self.config

@@ -17,6 +17,7 @@ from robot_rl.core.policy import Policy
 from robot_rl.core.spec import Spec
 from robot_rl.data.frames import Frames
 from robot_rl.data.normalizer import Normalizer
+from robot_rl.nets.device import device_of
 from robot_rl.policies.diagonal import DiagonalConfig, DiagonalPolicy
 from robot_rl.policies.frozen import frozen
 from robot_rl.rl.on_policy.learner import OnPolicyConfig, OnPolicyLearner, run_on_policy
@@ -220,8 +221,8 @@ def make_policy(spec: Spec, config: DiagonalConfig, normalizer: Normalizer | Non
         if not (np.isfinite(lowest).all() and np.isfinite(highest).all()):
             if normalizer is None:
                 raise ConfigError("the action spec has no finite bounds; give policy.low and policy.high")
-            ones = torch.ones(spec.action.size)
-            lowest, highest = (normalizer.unnormalize("action", sign * ones).numpy() for sign in (-1, 1))
+            ones = torch.ones(spec.action.size, device=device_of(normalizer))
+            lowest, highest = (normalizer.unnormalize("action", sign * ones).cpu().numpy() for sign in (-1, 1))
         low, high = tuple(map(float, lowest)), tuple(map(float, highest))
     policy = DiagonalPolicy(spec, replace(config, low=low, high=high))
     if normalizer is not None:
@@ -262,7 +263,7 @@ def finetune(
     if isinstance(base, DiagonalPolicy):
         policy, reference = frozen(base).requires_grad_(True), frozen(base)
     else:
-        policy, reference = make_policy(base.spec, config.policy, normalizer), None
+        policy, reference = make_policy(base.spec, config.policy, normalizer).to(device_of(base)), None
     if config.core.anchor.weight and running:
         raise ConfigError("an anchor needs observation statistics that stand still: normalizer=base")
     actor = GaussianActor(policy, config.lanes, run.seed, running, reference)

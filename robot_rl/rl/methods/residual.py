@@ -13,6 +13,7 @@ from robot_rl.core.env import Observation, VecEnv
 from robot_rl.core.policy import Policy
 from robot_rl.core.spec import Spec
 from robot_rl.data.frames import Frames
+from robot_rl.nets.device import device_of
 from robot_rl.policies.residual import ResidualPolicy, ResidualPolicyConfig
 from robot_rl.rl.on_policy.learner import OnPolicyConfig, run_on_policy
 from robot_rl.rl.on_policy.ratios import OnPolicyActor, Trace, gaussian_divergence
@@ -149,7 +150,7 @@ def finetune(
         demonstrations: not used by this method.
     """
     torch.manual_seed(run.seed)
-    policy = ResidualPolicy(base, config.residual)
+    policy = ResidualPolicy(base, config.residual).to(device_of(base))
     policy.actor.requires_grad_(True)
     policy.log_std.requires_grad_(config.learn_std)
     actor = ResidualActor(policy, config.lanes, run.seed, config.learn_std)

@@ -20,6 +20,7 @@ from robot_rl.core.errors import ConfigError
 from robot_rl.core.policy import Policy
 from robot_rl.data.frames import Frames
 from robot_rl.data.replay import Replay
+from robot_rl.nets.device import device_of
 from robot_rl.policies.residual import ResidualPolicy, ResidualPolicyConfig
 from robot_rl.rl.decision import DecisionConfig
 from robot_rl.rl.guard import Guard
@@ -203,7 +204,7 @@ class _Joined:
         self.replay, self.rows, self.lanes = replay, rows, lanes
 
     def add(self, source: str, values: dict[str, Any]) -> None:
-        single = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in values.items()}
+        single = {name: torch.as_tensor(value, dtype=torch.float32, device="cpu") for name, value in values.items()}
         complete = self.rows.push(self.lanes, single)
         if len(complete["reward"]):
             self.replay.add(source, complete)
@@ -278,7 +279,7 @@ def finetune(
     if not config.residual.squashed:
         raise ConfigError("residual_offpolicy needs a bounded correction: residual.squashed=true")
     torch.manual_seed(run.seed)
-    policy = ResidualPolicy(base, config.residual)
+    policy = ResidualPolicy(base, config.residual).to(device_of(base))
     policy.actor.requires_grad_(True)
     proposal = CorrectionProposal(policy, config.anchor)
     behaviour = CorrectionBehaviour(policy, proposal, run.seed)
@@ -290,7 +291,7 @@ def finetune(
             raise ConfigError(f"demonstration_share must be between 0 and 1, got {share}")
         capacity["demonstrations"] = demonstrations.num_frames
         shares = {"online": 1 - share, "demonstrations": share}
-    replay = make_replay(policy.state_size, proposal.noise_size, capacity, run.seed)
+    replay = make_replay(policy.state_size, proposal.noise_size, capacity, run.seed, device=core.device)
     discount = config.core.discount
     if demonstrations is not None:
         rows = NStepRows(demonstrations.num_episodes, config.n_steps, discount)

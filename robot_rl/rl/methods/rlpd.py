@@ -16,6 +16,7 @@ from robot_rl.core.policy import Policy
 from robot_rl.core.spec import Spec
 from robot_rl.data.frames import Frames, parse_source
 from robot_rl.data.normalizer import Normalizer
+from robot_rl.nets.device import device_of
 from robot_rl.policies.gaussian import GaussianConfig, GaussianPolicy
 from robot_rl.rl.decision import DecisionConfig
 from robot_rl.rl.off_policy.collector import Behaviour
@@ -99,11 +100,11 @@ class GaussianBehaviour(Behaviour):
         """Return squashed chunks (b, H * A) in [-1, 1]."""
         if self.policy.config.relative_to:
             raise CapabilityError("offsets cannot be told from actions alone; see `demonstrated`")
-        return self.policy.squash(torch.as_tensor(chunks, dtype=torch.float32))
+        return self.policy.squash(torch.as_tensor(chunks, dtype=torch.float32, device=device_of(self.policy)))
 
     def demonstrated(self, history: Observation, chunks: np.ndarray) -> dict[str, Tensor]:
         """Return state and squashed action of decisions that executed ``chunks`` (b, H, A)."""
-        actions = torch.as_tensor(chunks, dtype=torch.float32)
+        actions = torch.as_tensor(chunks, dtype=torch.float32, device=device_of(self.policy))
         return self.successor(history) | {"action": self.policy.squash(actions, self.policy.origin(history))}
 
 
@@ -183,7 +184,7 @@ def finetune(
     """
     session = session or SessionConfig()
     torch.manual_seed(run.seed)
-    policy = make_policy(base, config, demonstrations)
+    policy = make_policy(base, config, demonstrations).to(device_of(base))
     behaviour = GaussianBehaviour(policy, run.seed)
     state_size = policy.actor.net.sizes[0]
     core = OffPolicyCore(state_size, policy.actor.action_size, GaussianProposal(policy.actor), config.core, run.seed)

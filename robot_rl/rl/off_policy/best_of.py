@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robot_rl.core.env import Observation
 from robot_rl.core.errors import CapabilityError, ConfigError
 from robot_rl.core.policy import Policy
+from robot_rl.nets.device import device_of
 from robot_rl.policies.best_of import BestOfConfig, BestOfPolicy, ChunkEditor
 from robot_rl.policies.chunk_critic import ChunkCritic, ChunkCriticConfig
 from robot_rl.rl.off_policy.collector import PriorBehaviour
@@ -49,7 +50,7 @@ class BestOfBehaviour(PriorBehaviour):
 
     def action(self, chunks: np.ndarray) -> Tensor:
         """Return executed chunks (b, D) as the critic takes them."""
-        return self.policy.critic.action(torch.as_tensor(chunks, dtype=torch.float32))
+        return self.policy.critic.action(torch.as_tensor(chunks, dtype=torch.float32, device=device_of(self.policy)))
 
     def successor(self, history: Observation) -> dict[str, Tensor]:
         """Return the critic's states and what the base offers there."""
@@ -153,11 +154,11 @@ def make_best_of(
         hidden=core.hidden,
         layer_norm=core.layer_norm,
     )
-    policy = BestOfPolicy(base, ChunkCritic(base.spec, shape, normalizer), config)
+    policy = BestOfPolicy(base, ChunkCritic(base.spec, shape, normalizer), config).to(device_of(base))
     policy.seed(seed)
     critic, editor = policy.critic, policy.editor
     behaviour = BestOfBehaviour(policy, backup_candidates, seed)
     proposal = BestOfProposal(editor, config, behaviour.kept, judge, core.critics)
-    made = OffPolicyCore(critic.state_size, critic.action_size, proposal, core, seed)
+    made = OffPolicyCore(critic.state_size, critic.action_size, proposal, core, seed, device_of(policy))
     critic.net = (made.critic if judge == "online" else made.target).net
     return policy, behaviour, made

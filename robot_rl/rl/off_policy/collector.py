@@ -218,12 +218,13 @@ def make_replay(
     capacity: dict[str, int],
     seed: int,
     extra_fields: Mapping[str, tuple[int, ...]] | None = None,
+    device: str | torch.device = "cpu",
 ) -> Replay:
-    """Allocate a replay for decisions with the fields `FIELDS` and those that the method adds."""
+    """Allocate a replay on ``device`` for decisions with the fields `FIELDS` and those that the method adds."""
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(FIELDS, ())
     shapes |= {"state": (state_size,), "action": (action_size,), "next_state": (state_size,)}
     shapes |= extra_fields or {}
-    return Replay(shapes, capacity, seed)
+    return Replay(shapes, capacity, seed, device)
 
 
 def add_demonstrations(

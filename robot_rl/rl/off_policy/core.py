@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robot_rl.core.errors import ConfigError
+from robot_rl.nets.device import device_of
 from robot_rl.nets.ensemble import EnsembleMLP
 from robot_rl.nets.precision import has_fast_bf16
 from robot_rl.rl.critics import EnsembleCritic
@@ -84,17 +85,36 @@ class OffPolicyCore:
     """
 
     def __init__(
-        self, state_size: int, action_size: int, proposal: Proposal, config: OffPolicyConfig, seed: int = 0
+        self,
+        state_size: int,
+        action_size: int,
+        proposal: Proposal,
+        config: OffPolicyConfig,
+        seed: int = 0,
+        device: torch.device | None = None,
     ) -> None:
-        """Create the critic for states (B, state_size) and critic actions (B, action_size)."""
+        """Create the critic for states (B, state_size) and critic actions (B, action_size).
+
+        Args:
+            state_size: numbers of a state.
+            action_size: numbers of an action as the critic takes it.
+            proposal: the method.
+            config: settings.
+            seed: seed of the updates' random numbers.
+            device: where updates are computed; by default where the proposal's weights are.
+
+        Raises:
+            ConfigError: settings that cannot be.
+        """
         if not 1 <= config.subset <= config.critics:
             raise ConfigError(f"subset must be in 1..{config.critics} (critics), got {config.subset}")
         if not 0 <= config.actor_average < 1:
             raise ConfigError(f"actor_average must be at least 0 and below 1, got {config.actor_average:g}")
         self.config, self.proposal = config, proposal
         self.state_size, self.action_size = state_size, action_size
-        device = next((parameter.device for parameter in proposal.parameters()), torch.device("cpu"))
-        fast = config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16())
+        self.device = device = device_of(proposal) if device is None else device
+        """Where updates are computed and batches are expected."""
+        fast = config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16(device))
         dtype = torch.bfloat16 if fast else torch.float32
 
         def critic() -> EnsembleCritic:
@@ -116,7 +136,6 @@ class OffPolicyCore:
         self._subset = config.subset < config.critics
         self._networks: list[EnsembleMLP] = []
         self.updates = 0
-        self._device = device
 
     @staticmethod
     def _reachable_entropy(proposal: Proposal, config: OffPolicyConfig) -> float:
@@ -212,9 +231,9 @@ class OffPolicyCore:
 
     def _update(self, batches: Batch) -> dict[str, float]:
         slices, size = batches["reward"].shape
-        eps = torch.randn(slices, 2, size, self.proposal.noise_size, generator=self._generator).to(self._device)
+        eps = torch.randn(slices, 2, size, self.proposal.noise_size, generator=self._generator).to(self.device)
         order = torch.rand(slices, self.config.critics, generator=self._generator).argsort(-1)
-        members = order[:, : self.config.subset].to(self._device)
+        members = order[:, : self.config.subset].to(self.device)
         target: list[Tensor] = list(self.target.parameters())
         critic: list[Tensor] = list(self.critic.parameters())
         actor: list[Tensor] = list(self.proposal.actor_parameters())
@@ -263,7 +282,7 @@ class OffPolicyCore:
         if not self.proposal.auxiliary_parameters():
             return None
         size = (len(batch["reward"]), self.proposal.auxiliary_noise_size)
-        eps = torch.randn(size, generator=self._generator).to(self._device)
+        eps = torch.randn(size, generator=self._generator).to(self.device)
         return self.proposal.auxiliary_loss(batch, eps, self.critic)
 
     def _descend(self, ends: list[Tensor], slopes: list[Tensor], log_prob: Tensor | None) -> None:

@@ -162,7 +162,7 @@ def run_off_policy(
             raise ConfigError(f"demonstration_share must be between 0 and 1, got {share}")
         capacity["demonstrations"] = demonstrations.num_frames
         shares = {"online": 1 - share, "demonstrations": share}
-    replay = make_replay(core.state_size, core.action_size, capacity, run.seed, behaviour.extra_fields)
+    replay = make_replay(core.state_size, core.action_size, capacity, run.seed, behaviour.extra_fields, core.device)
     if demonstrations is not None:
         add_demonstrations(replay, demonstrations, behaviour, config.decision)
     env = env_factory(num_envs=config.lanes)

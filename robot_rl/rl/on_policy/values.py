@@ -26,13 +26,14 @@ class Critics:
         self._seed = seed
         self._restored: dict[str, Tensor] = {}
 
-    def make(self, size: int) -> StateValue:
-        """Return the critic of inputs (B, size), the same in all processes."""
+    def make(self, size: int, device: torch.device) -> StateValue:
+        """Return the critic of inputs (B, size) on ``device``, the same in all processes."""
         if self.value is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self._seed)
-                self.value = StateValue(size, self.config.value_hidden)
-                self.median = StateValue(size, self.config.value_hidden) if self.config.loss == "bpo" else None
+                self.value = StateValue(size, self.config.value_hidden).to(device)
+                if self.config.loss == "bpo":
+                    self.median = StateValue(size, self.config.value_hidden).to(device)
             parameters = [parameter for _, critic in self._named() for parameter in critic.parameters()]
             self.adam = FlatAdam(parameters, self.config.max_grad_norm)
             distributed.broadcast(parameters)
@@ -74,7 +75,7 @@ class Critics:
             scale: factor of the rewards.
         """
         config, valid, truncated = self.config, rollout.valid.float(), rollout.truncated
-        value = self.make(critic_input.shape[-1]).to(critic_input.device)
+        value = self.make(critic_input.shape[-1], critic_input.device)
         before = torch.zeros_like(rollout.reward)
         before[rollout.filled] = value(critic_input).cpu()
         following = torch.cat([before[1:], before.new_zeros(1, before.shape[1])])
