@@ -29,6 +29,7 @@ _STOPPED = {
     "kReflex": "is in reflex",
     "kUserStopped": "is held by its user stop: release it",
     "kAutomaticErrorRecovery": "recovers from an error",
+    "kOther": "is not ready: unlock its brakes and activate the FCI in its Desk",
 }
 """Modes in which nobody may command the arm."""
 _ANY_WIDTH = 0.1

@@ -106,7 +106,7 @@ def load_policy(directory: str | Path, device: str | torch.device = "cpu", threa
     directory = Path(directory)
     description = read_description(directory)
     if description["policy"].get("kind") == "exported":
-        return registry.load("policies", "exported").open(directory, description["policy"], device, threads)
+        return registry.load("policies", "exported").open(directory, description["policy"], str(device), threads)
 
     import safetensors
     import safetensors.torch

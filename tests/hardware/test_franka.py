@@ -36,6 +36,7 @@ def eventually(happens, what):
         ("kReflex", "[joint_reflex]", r"is in reflex \(\[joint_reflex\]\): look why"),
         ("kUserStopped", "", "held by its user stop"),
         ("kGuiding", "", "guided by hand"),
+        ("kOther", "", "unlock its brakes"),
     ],
 )
 def test_the_robots_own_stops_are_faults_with_their_name(bench, mode, errors, what):

@@ -66,7 +66,7 @@ def copied(flow, tmp_path):
 @pytest.mark.parametrize("batch", [1, 5])
 def test_the_export_plans_what_the_policy_plans(flow, batch):
     policy, directory = flow
-    exported = load_policy(directory)
+    exported = load_policy(directory, torch.device("cpu"))
     assert isinstance(exported, Policy)
     assert (exported.obs_steps, exported.horizon, exported.execute_steps) == (2, 8, 4)
     assert exported.spec == policy.spec
