@@ -7,8 +7,8 @@ recorded as a data set (--record). Keys are shown at the start. Ctrl-C ends with
 from __future__ import annotations
 
 import logging
-import sys
 
+from hardware.control.logs import start_log
 from hardware.deployment.config import DeploymentConfig as Config
 from hardware.deployment.report import DeploymentReport
 from hardware.deployment.run import deploy
@@ -36,7 +36,7 @@ def deploy_shown(config: Config) -> DeploymentReport:
     """Deploy with a live line: who drives and why, rate, lateness and interventions."""
     from robot_rl.train.progress import progress, say
 
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s")
+    start_log(logging.WARNING, "%(levelname)s %(message)s")
     if config.operator == "keyboard":
         action = _action(config)
         say(key_map(action.size, action.names))

@@ -20,9 +20,9 @@ then learns small offsets, which is much easier. Try it without a robot:
 from __future__ import annotations
 
 import logging
-import sys
 from typing import TYPE_CHECKING
 
+from hardware.control.logs import start_log
 from hardware.hil.config import HILConfig as Config
 from hardware.hil.config import HILReport
 from hardware.hil.session import learn
@@ -37,7 +37,7 @@ def run(config: Config) -> None:
     """Learn, show how it goes, and say where the policy is."""
     from robot_rl.train.progress import progress, say
 
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s")
+    start_log(logging.WARNING, "%(levelname)s %(message)s")
     if config.operator == "keyboard":
         from hardware.cli.deploy import key_map
         from robot_rl.data.dataset import open_dataset

@@ -148,10 +148,11 @@ class RosExecutorLink:
         self._operator.append(replace(convert.from_joy(message), stamp=time.monotonic()))
 
     def _on_estop(self, message: Any) -> None:
-        if message.data and not self._estop.waiting:
-            logger.warning("emergency stop pressed on topic '%s'", ESTOP)
+        news = message.data and not self._estop.waiting
         self._estop.set(bool(message.data))
         self._answered.set()
+        if news:
+            logger.warning("emergency stop pressed on topic '%s'", ESTOP)
 
 
 class RosPolicyLink:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from hardware.control.logs import start_log
 from hardware.control.realtime import prepare_process
 from hardware.ros.endpoint import Endpoint
 from hardware.ros.link import RosOperatorLink, RosPolicyLink
@@ -44,7 +45,7 @@ def open_process(on_signal: Callable[[], None]) -> None:
     """
     end_with_supervisor()
     prepare_process()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    start_log(logging.INFO, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: on_signal())
 
