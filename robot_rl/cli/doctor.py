@@ -126,9 +126,7 @@ def _torch() -> Iterator[Finding]:
     yield Finding("ok", "matrix products", detail)
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name(0)
-        yield Finding(
-            "ok", "gpu", f"{name}; networks run on it with --device cuda (train, finetune, compare, hil, eval, serve)"
-        )
+        yield Finding("ok", "gpu", f"{name}; networks run on it with --device cuda")
     else:
         yield Finding("ok", "gpu", "none; everything runs on the processor")
 

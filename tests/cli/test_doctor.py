@@ -73,4 +73,4 @@ def test_a_gpu_is_listed_with_what_uses_it(quick, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
     (gpu,) = (finding for finding in doctor._torch() if finding.subject == "gpu")
-    assert gpu.detail == "Some GPU; networks run on it in robot-rl serve --device cuda only"
+    assert gpu.detail == "Some GPU; networks run on it with --device cuda"

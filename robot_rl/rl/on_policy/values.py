@@ -26,7 +26,7 @@ class Critics:
         self._seed = seed
         self._restored: dict[str, Tensor] = {}
 
-    def make(self, size: int, device: torch.device) -> StateValue:
+    def make(self, size: int, device: str | torch.device = "cpu") -> StateValue:
         """Return the critic of inputs (B, size) on ``device``, the same in all processes."""
         if self.value is None:
             with torch.random.fork_rng(devices=[]):
