@@ -51,8 +51,7 @@ class Config:
     stop_at: float = 1.01
     """Stop when a validation's success rate reaches this; above 1 for never."""
     device: str = "cpu"
-    """Where networks run: cpu, cuda, cuda:1. Environments stay on the processor; networks as small as these gain little
-    from a GPU unless their batches are large."""
+    """Where networks run: cpu, cuda, cuda:1. Environments stay on the processor."""
     threads: int = 0
     """Processor threads of the networks; 0 uses all cores."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -33,8 +34,7 @@ def find_device(name: str) -> torch.device:
 def device_of(part: Any) -> torch.device:
     """Return where a policy or a network is; the processor for what has no weights."""
     if isinstance(part, torch.nn.Module):
-        tensors = (*part.parameters(), *part.buffers())
-        return tensors[0].device if tensors else torch.device("cpu")
+        part = next(chain(part.parameters(), part.buffers()), None)
     return getattr(part, "device", torch.device("cpu"))
 
 

@@ -140,7 +140,7 @@ class SteeredPolicy(nn.Module):
     @torch.no_grad()
     def encode(self, history: Observation) -> Tensor:
         """Return the base's conditioning vectors (B, C) for a history (each (B, T, …))."""
-        device = next(self.actor.parameters()).device
+        device = device_of(self.actor)
         return self.base.encode({k: torch.as_tensor(v, dtype=torch.float32, device=device) for k, v in history.items()})
 
     def unnormalize_action(self, actions: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ class GaussianBehaviour(Behaviour):
     @torch.no_grad()
     def state(self, history: Observation) -> Tensor:
         """Return the policy's features (b, S)."""
-        device = self.policy.get_buffer("low").device
+        device = device_of(self.policy)
         tensors = {k: torch.as_tensor(v, dtype=torch.float32, device=device) for k, v in history.items()}
         return self.policy.features(tensors)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from robot_rl.core.env import Observation
 from robot_rl.core.errors import CapabilityError
 from robot_rl.core.spec import Spec
+from robot_rl.nets.device import device_of
 from robot_rl.rl.on_policy.ratios import OnPolicyActor, Trace
 from robot_rl.rollout.player import PolicyRunner
 
@@ -53,7 +54,7 @@ class ChunkActor(OnPolicyActor):
         """Source of exploration, on the CPU."""
         self._runner = PolicyRunner(self, num_lanes)
         self._history: Observation = {}
-        self._device = next(policy.parameters()).device
+        self._device = device_of(policy)
 
     @abstractmethod
     def decide(self, cond: Tensor) -> tuple[Tensor, Trace]:
