@@ -18,7 +18,7 @@ import numpy as np
 
 from hardware.safety.arithmetic import braking_step
 from hardware.safety.compiled import MATRIX, NEW_INTEGERS, NEW_VECTOR, NUMBER, VECTOR, compiled
-from hardware.safety.kinematics import approaches, tree_of
+from hardware.safety.kinematics import HINGE, SLIDE, approaches, tree_of
 from hardware.safety.model import block, joint_numbers, number
 from robot_rl.core.errors import ConfigError
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _SOLVED = 1
-_SLIDE, _HINGE = 2, 3
-"""Types of joints in MuJoCo (``mjtJoint``)."""
 _TOUCHING = 1e-6
 _SPARE, _RETURN = 5e-4, 0.1
 """Metres beyond the margin at which `slide` stays, for the curvature that its rows leave out, and by which share of
@@ -186,7 +184,7 @@ class Clearance:
         if not kept:
             return np.zeros((0, len(command))), np.zeros(0)
         measured = np.array(ends)
-        rows = approaches(np.asarray(command, float), self._tree, np.array(kept), measured)
+        rows = approaches(np.asarray(command, float), np.array(kept), measured, *self._tree)
         room, brakes = measured[:, 6] - self.margin - _SPARE, np.maximum(0.5 * np.abs(rows) @ brake, 1e-12)
         return rows, np.where(room > 0.0, braking_step(np.maximum(room, 0.0), brakes), _RETURN * room)
 
@@ -272,7 +270,7 @@ def _reach(model: mujoco.MjModel, joint: int, first: int, second: int) -> float:
             found.append(reach + others + float(np.linalg.norm(model.jnt_pos[joint])))
     if len(found) != 1:
         return 0.0  # it moves neither of them, or both alike
-    return 1.0 if int(model.jnt_type[joint]) == _SLIDE else found[0]
+    return 1.0 if int(model.jnt_type[joint]) == SLIDE else found[0]
 
 
 def _slack(model: mujoco.MjModel, body: int) -> float:
@@ -280,6 +278,6 @@ def _slack(model: mujoco.MjModel, body: int) -> float:
     slack = 0.0
     for joint in range(model.body_jntadr[body], model.body_jntadr[body] + model.body_jntnum[body]):
         slack += 2 * float(np.linalg.norm(model.jnt_pos[joint]))
-        if int(model.jnt_type[joint]) != _HINGE:
+        if int(model.jnt_type[joint]) != HINGE:
             slack += float(np.abs(model.jnt_range[joint]).max()) if model.jnt_limited[joint] else _ENDLESS
     return slack

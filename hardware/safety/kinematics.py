@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numba
@@ -16,10 +16,9 @@ from hardware.safety.compiled import (
     INTEGERS,
     MATRIX,
     NEW_BLOCK,
-    NEW_INTEGERS,
     NEW_MATRIX,
-    NEW_VECTOR,
     NUMBER,
+    TRUTH,
     VECTOR,
     compiled,
     part_of_compiled,
@@ -28,44 +27,44 @@ from hardware.safety.compiled import (
 if TYPE_CHECKING:
     import mujoco
 
-_SLIDE = 2
-"""Type of a sliding joint in MuJoCo (``mjtJoint``)."""
+SLIDE, HINGE = 2, 3
+"""Types of joints in MuJoCo (``mjtJoint``)."""
 _SWEEPS, _ORTHOGONAL = 30, 1e-13
 """Most sweeps over all pairs of rows, and the cosine at which two of them count as orthogonal."""
+BODY = np.dtype([("parent", np.int64), ("place", np.float64, 3), ("turn", np.float64, 4)])
+"""Parent (-1 for the world), and place in metres and rotation (quaternion, w first) in it."""
+JOINT = np.dtype(
+    [
+        ("owner", np.int64),
+        ("element", np.int64),
+        ("slides", np.int64),
+        ("anchor", np.float64, 3),
+        ("axis", np.float64, 3),
+        ("zero", np.float64),
+    ]
+)
+"""Body that it moves; element of the command that it follows; 1 if it slides, 0 if it turns; a point of its axis and
+its direction in the body; the command at which it leaves its body where the model places it."""
+POINT = np.dtype([("holder", np.int64), ("place", np.float64, 3)])
+"""Body (-1 for the world), and place in it in metres."""
 
 
 class Tree(NamedTuple):
-    """Bodies (B) that lead to points (P), parents first, with the commanded joints (J) on the way.
+    """Bodies that lead to points, with the commanded joints on the way; compiled functions take its tables.
 
     Joints that are not commanded stay at ``qpos0``, as if they were not there.
     """
 
-    parents: np.ndarray
-    """(B,) parent of each body, -1 for the world."""
-    owners: np.ndarray
-    """(J,) body that each joint moves, in order."""
-    elements: np.ndarray
-    """(J,) element of the command that each joint follows."""
-    slides: np.ndarray
-    """(J,) 1 where the joint slides, 0 where it turns."""
-    holders: np.ndarray
-    """(P,) body of each point, -1 for the world."""
-    places: np.ndarray
-    """(B, 3) of each body in its parent, in metres."""
-    turns: np.ndarray
-    """(B, 4) of each body in its parent, quaternions with w first."""
-    anchors: np.ndarray
-    """(J, 3) a point of each joint's axis in its body."""
-    axes: np.ndarray
-    """(J, 3) direction of each joint's axis in its body."""
+    bodies: np.ndarray
+    """(B,) `BODY`, parents first."""
+    joints: np.ndarray
+    """(J,) `JOINT`, in the order of their bodies."""
     points: np.ndarray
-    """(P, 3) of each point in its body."""
-    zeros: np.ndarray
-    """(J,) command at which the joint leaves its body where the model places it."""
+    """(P,) `POINT`."""
 
 
-_Tree = numba.types.NamedTuple([*[NEW_INTEGERS] * 5, *[NEW_MATRIX] * 5, NEW_VECTOR], Tree)
-_Pair, _Frames = numba.types.UniTuple(NUMBER, 2), numba.types.UniTuple(NEW_MATRIX, 4)
+_TREE = [numba.types.Array(numba.from_dtype(kind), 1, "C") for kind in (BODY, JOINT, POINT)]
+_Pair = numba.types.UniTuple(NUMBER, 2)
 Vector = tuple[float, float, float]
 Quaternion = tuple[float, float, float, float]
 """With w first."""
@@ -88,35 +87,29 @@ def tree_of(model: mujoco.MjModel, joints: Sequence[int], points: Sequence[tuple
     place = {body: k for k, body in enumerate(bodies)} | {0: -1}
     moving = [joint for joint in range(model.njnt) if joint in joints and int(model.jnt_bodyid[joint]) in needed]
 
-    def integers(values: Iterable[int]) -> np.ndarray:
-        return np.array([int(value) for value in values], np.int64)
-
-    def rows(values: Any, width: int = 3) -> np.ndarray:
-        return np.array(values, float).reshape(-1, width)
-
-    return Tree(
-        parents=integers(place[int(model.body_parentid[body])] for body in bodies),
-        owners=integers(place[int(model.jnt_bodyid[joint])] for joint in moving),
-        elements=integers(list(joints).index(joint) for joint in moving),
-        slides=integers(model.jnt_type[joint] == _SLIDE for joint in moving),
-        holders=integers(place[int(body)] for body, _ in points),
-        places=rows(model.body_pos[bodies]),
-        turns=rows(model.body_quat[bodies], 4),
-        anchors=rows(model.jnt_pos[moving]),
-        axes=rows(model.jnt_axis[moving]),
-        points=rows([at for _, at in points]),
-        zeros=np.array([model.qpos0[model.jnt_qposadr[joint]] for joint in moving], float),
-    )
+    bodies_found = np.zeros(len(bodies), BODY)
+    bodies_found["parent"] = [place[int(model.body_parentid[body])] for body in bodies]
+    bodies_found["place"], bodies_found["turn"] = model.body_pos[bodies], model.body_quat[bodies]
+    joints_found = np.zeros(len(moving), JOINT)
+    joints_found["owner"] = [place[int(model.jnt_bodyid[joint])] for joint in moving]
+    joints_found["element"] = [list(joints).index(joint) for joint in moving]
+    joints_found["slides"] = model.jnt_type[moving] == SLIDE
+    joints_found["anchor"], joints_found["axis"] = model.jnt_pos[moving], model.jnt_axis[moving]
+    joints_found["zero"] = model.qpos0[model.jnt_qposadr[moving]]
+    points_found = np.zeros(len(points), POINT)
+    points_found["holder"] = [place[int(body)] for body, _ in points]
+    points_found["place"] = [at for _, at in points]
+    return Tree(bodies_found, joints_found, points_found)
 
 
 @part_of_compiled
-def _vector(rows: np.ndarray, k: int) -> Vector:
-    return rows[k, 0], rows[k, 1], rows[k, 2]
+def _vector(row: np.ndarray) -> Vector:
+    return row[0], row[1], row[2]
 
 
 @part_of_compiled
-def _quaternion(rows: np.ndarray, k: int) -> Quaternion:
-    return rows[k, 0], rows[k, 1], rows[k, 2], rows[k, 3]
+def _quaternion(row: np.ndarray) -> Quaternion:
+    return row[0], row[1], row[2], row[3]
 
 
 @part_of_compiled
@@ -156,76 +149,110 @@ def _after(one: Quaternion, other: Quaternion) -> Quaternion:
     return real, w * b + x * a + y * d - z * c, w * c - x * d + y * a + z * b, w * d + x * c - y * b + z * a
 
 
-@compiled(_Frames(VECTOR, _Tree))
-def frames(command: np.ndarray, tree: Tree) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+@part_of_compiled
+def _frames(
+    command: np.ndarray, bodies: np.ndarray, joints: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return places (B, 3) and turns (B, 4) of bodies, and pivots and axes (J, 3) of joints, all in the world."""
-    places, turns = np.empty((len(tree.parents), 3)), np.empty((len(tree.parents), 4))
-    pivots, axes, joint = np.empty((len(tree.owners), 3)), np.empty((len(tree.owners), 3)), 0
-    for body in range(len(tree.parents)):
-        place, turn, parent = _vector(tree.places, body), _quaternion(tree.turns, body), tree.parents[body]
+    places, turns = np.empty((len(bodies), 3)), np.empty((len(bodies), 4))
+    pivots, axes, number = np.empty((len(joints), 3)), np.empty((len(joints), 3)), 0
+    for body in range(len(bodies)):
+        place, turn = _vector(bodies[body].place), _quaternion(bodies[body].turn)
+        parent = bodies[body].parent
         if parent >= 0:
-            place = _sum(_vector(places, parent), _rotated(_quaternion(turns, parent), place), 1.0)
-            turn = _after(_quaternion(turns, parent), turn)
-        while joint < len(tree.owners) and tree.owners[joint] == body:
-            moved = command[tree.elements[joint]] - tree.zeros[joint]
-            anchor, axis = _vector(tree.anchors, joint), _vector(tree.axes, joint)
+            place = _sum(_vector(places[parent]), _rotated(_quaternion(turns[parent]), place), 1.0)
+            turn = _after(_quaternion(turns[parent]), turn)
+        while number < len(joints) and joints[number].owner == body:
+            joint = joints[number]
+            moved = command[joint.element] - joint.zero
+            anchor, axis = _vector(joint.anchor), _vector(joint.axis)
             pivot, direction = _sum(place, _rotated(turn, anchor), 1.0), _rotated(turn, axis)
-            if tree.slides[joint]:
+            if joint.slides:
                 place = _sum(place, direction, moved)
             else:
                 sine = math.sin(0.5 * moved)
                 turn = _after(turn, (math.cos(0.5 * moved), sine * axis[0], sine * axis[1], sine * axis[2]))
                 place = _sum(pivot, _rotated(turn, anchor), -1.0)
-            _put(pivots, joint, pivot)
-            _put(axes, joint, direction)
-            joint += 1
+            _put(pivots, number, pivot)
+            _put(axes, number, direction)
+            number += 1
         _put(places, body, place)
         _put(turns, body, turn)
     return places, turns, pivots, axes
 
 
 @part_of_compiled
-def _point(tree: Tree, k: int, places: np.ndarray, turns: np.ndarray) -> Vector:
-    """Return where the point ``k`` is in the world."""
-    point, body = _vector(tree.points, k), tree.holders[k]
+def _placed(point: Any, places: np.ndarray, turns: np.ndarray) -> Vector:
+    """Return where a `POINT` is in the world."""
+    place, body = _vector(point.place), point.holder
     if body < 0:
-        return point
-    return _sum(_vector(places, body), _rotated(_quaternion(turns, body), point), 1.0)
+        return place
+    return _sum(_vector(places[body]), _rotated(_quaternion(turns[body]), place), 1.0)
 
 
 @part_of_compiled
-def _moved(place: Vector, tree: Tree, joint: int, pivots: np.ndarray, axes: np.ndarray) -> Vector:
+def _moved(place: Vector, slides: int, pivot: Vector, axis: Vector) -> Vector:
     """Return how ``place``, fixed to what the joint moves, moves per unit of the joint."""
-    axis = _vector(axes, joint)
-    return axis if tree.slides[joint] else _cross(axis, _sum(place, _vector(pivots, joint), -1.0))
+    return axis if slides else _cross(axis, _sum(place, pivot, -1.0))
 
 
-@compiled(NEW_BLOCK(MATRIX, _Tree))
-def positions(commands: np.ndarray, tree: Tree) -> np.ndarray:
+@compiled(NEW_BLOCK(MATRIX, *_TREE))
+def positions(commands: np.ndarray, bodies: np.ndarray, joints: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Return where the points are, (T, P, 3) in metres in the model's world, at ``commands`` (T, A)."""
-    found = np.empty((len(commands), len(tree.holders), 3))
+    found = np.empty((len(commands), len(points), 3))
     for tick in range(len(commands)):
-        places, turns, _, _ = frames(commands[tick], tree)
-        for k in range(len(tree.holders)):
-            found[tick, k, 0], found[tick, k, 1], found[tick, k, 2] = _point(tree, k, places, turns)
+        places, turns, _, _ = _frames(commands[tick], bodies, joints)
+        for k in range(len(points)):
+            _put(found[tick], k, _placed(points[k], places, turns))
     return found
 
 
-@compiled(NEW_MATRIX(VECTOR, _Tree))
-def jacobian(command: np.ndarray, tree: Tree) -> np.ndarray:
+@compiled(NEW_MATRIX(VECTOR, *_TREE))
+def jacobian(command: np.ndarray, bodies: np.ndarray, joints: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Return the Jacobian (6, A) of the first point at ``command`` (A,): translation and rotation per unit."""
-    places, turns, pivots, axes = frames(command, tree)
-    found, point, body = np.zeros((6, len(command))), _point(tree, 0, places, turns), tree.holders[0]
+    places, turns, pivots, axes = _frames(command, bodies, joints)
+    found, point, body = np.zeros((6, len(command))), _placed(points[0], places, turns), points[0].holder
     while body >= 0:
-        for joint in range(len(tree.owners)):
-            if tree.owners[joint] != body:
+        for k in range(len(joints)):
+            if joints[k].owner != body:
                 continue
-            column, moved = tree.elements[joint], _moved(point, tree, joint, pivots, axes)
-            for k in range(3):
-                found[k, column] = moved[k]
-                found[3 + k, column] = 0.0 if tree.slides[joint] else axes[joint, k]
-        body = tree.parents[body]
+            column, axis = joints[k].element, _vector(axes[k])
+            moved = _moved(point, joints[k].slides, _vector(pivots[k]), axis)
+            for row in range(3):
+                found[row, column] = moved[row]
+                found[3 + row, column] = 0.0 if joints[k].slides else axis[row]
+        body = bodies[body].parent
     return found
+
+
+@compiled(TRUTH(MATRIX, NUMBER))
+def surely_even(matrix: np.ndarray, ratio: float) -> bool:
+    """Return True only if the largest singular value of ``matrix`` (M, N) is at most ``ratio`` times the smallest.
+
+    G = J J^T, or J^T J where that is smaller, has the squares of the singular values as its eigenvalues, and their sum
+    as its trace. If ``G - trace(G) / ratio^2 I`` is positive definite, which a Cholesky factorisation finds out in a
+    tenth of the time that the values themselves take, all of them exceed ``trace(G) / ratio^2``, and so the square of
+    the largest over ``ratio^2``. It says False of some even matrices, and of whatever is not finite.
+    """
+    rows = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    size = len(rows)
+    factor, trace = np.zeros((size, size)), 0.0
+    for i in range(size):
+        for j in range(i + 1):
+            for k in range(rows.shape[1]):
+                factor[i, j] += rows[i, k] * rows[j, k]
+        trace += factor[i, i]
+    for i in range(size):
+        factor[i, i] -= trace / (ratio * ratio)
+        for j in range(i + 1):
+            for k in range(j):
+                factor[i, j] -= factor[i, k] * factor[j, k]
+            if j < i:
+                factor[i, j] /= factor[j, j]
+        if not factor[i, i] > 0.0:
+            return False
+        factor[i, i] = math.sqrt(factor[i, i])
+    return True
 
 
 @compiled(_Pair(MATRIX))
@@ -269,34 +296,53 @@ def extreme_singular_values(matrix: np.ndarray) -> tuple[float, float]:
     return largest, smallest
 
 
-@compiled(_Pair(VECTOR, _Tree))
-def tool_gains(command: np.ndarray, tree: Tree) -> tuple[float, float]:
+@compiled(_Pair(VECTOR, *_TREE))
+def tool_gains(command: np.ndarray, bodies: np.ndarray, joints: np.ndarray, points: np.ndarray) -> tuple[float, float]:
     """Return the extreme singular values of the first point's Jacobian at ``command`` (A,)."""
-    return extreme_singular_values(jacobian(command, tree))
+    return extreme_singular_values(jacobian(command, bodies, joints, points))
 
 
-@compiled(NEW_MATRIX(VECTOR, _Tree, INTEGERS, MATRIX))
-def approaches(command: np.ndarray, tree: Tree, pairs: np.ndarray, ends: np.ndarray) -> np.ndarray:
+@compiled(TRUTH(VECTOR, NUMBER, *_TREE))
+def tool_surely_even(
+    command: np.ndarray, ratio: float, bodies: np.ndarray, joints: np.ndarray, points: np.ndarray
+) -> bool:
+    """Return `surely_even` of the first point's Jacobian at ``command`` (A,)."""
+    return surely_even(jacobian(command, bodies, joints, points), ratio)
+
+
+@compiled(NEW_MATRIX(VECTOR, INTEGERS, MATRIX, *_TREE))
+def approaches(
+    command: np.ndarray,
+    pairs: np.ndarray,
+    ends: np.ndarray,
+    bodies: np.ndarray,
+    joints: np.ndarray,
+    points: np.ndarray,
+) -> np.ndarray:
     """Return how the distance of each pair changes (N, A) per unit of the command at ``command`` (A,).
 
     Args:
         command: the commanded joints.
-        tree: with one point per thing that has a distance.
-        pairs: (N, 2) points of ``tree`` whose bodies the pairs' parts belong to.
+        pairs: (N, 2) points of the tree, which has one per thing that has a distance: those whose bodies the pairs'
+            parts belong to.
         ends: (N, 7) the nearest place of the first and of the second part in the world, and their distance, which is
             negative where they overlap.
+        bodies: of the tree.
+        joints: of the tree.
+        points: of the tree.
     """
     rows = np.zeros((len(pairs), len(command)))
-    _, _, pivots, axes = frames(command, tree)
+    _, _, pivots, axes = _frames(command, bodies, joints)
     for n in range(len(pairs)):
-        between = _sum(_vector(ends[:, 3:], n), _vector(ends, n), -1.0)  # its length is the distance, but for the sign
+        first, second = _vector(ends[n, :3]), _vector(ends[n, 3:6])
+        between = _sum(second, first, -1.0)  # its length is the distance, but for the sign
         for side in range(2):
-            place, share = _vector(ends[:, 3 * side :], n), (2.0 * side - 1.0) / ends[n, 6]
-            body = tree.holders[pairs[n, side]]
+            place, share = second if side else first, (2.0 * side - 1.0) / ends[n, 6]
+            body = points[pairs[n, side]].holder
             while body >= 0:
-                for joint in range(len(tree.owners)):
-                    if tree.owners[joint] == body:
-                        moved = _moved(place, tree, joint, pivots, axes)
-                        rows[n, tree.elements[joint]] += share * _dot(between, moved)
-                body = tree.parents[body]
+                for k in range(len(joints)):
+                    if joints[k].owner == body:
+                        moved = _moved(place, joints[k].slides, _vector(pivots[k]), _vector(axes[k]))
+                        rows[n, joints[k].element] += share * _dot(between, moved)
+                body = bodies[body].parent
     return rows

@@ -14,9 +14,6 @@ from robot_rl.core.errors import ConfigError, DataError, UnknownNameError
 if TYPE_CHECKING:
     import mujoco
 
-_SLIDE, _HINGE = 2, 3
-"""Types of joints in MuJoCo (``mjtJoint``)."""
-
 
 class RobotModel:
     """Places points of the robot and their Jacobian for commands (A,); joints not commanded stay at ``qpos0``."""
@@ -42,7 +39,7 @@ class RobotModel:
 
     def positions(self, commands: np.ndarray) -> np.ndarray:
         """Return where tool and points are, (T, P, 3) in metres in the model's world, at ``commands`` (T, A)."""
-        return kinematics.positions(np.asarray(commands, float), self.tree)
+        return kinematics.positions(np.asarray(commands, float), *self.tree)
 
     def tool(self, commands: np.ndarray) -> np.ndarray:
         """Return where the tool is, (T, 3) in metres, at ``commands`` (T, A): the kinematics of a `Workspace`."""
@@ -53,7 +50,11 @@ class RobotModel:
 
         They are the largest and smallest singular value of its Jacobian, in m and rad per unit of the joints.
         """
-        return kinematics.tool_gains(np.asarray(command, float), self.tree)
+        return kinematics.tool_gains(np.asarray(command, float), *self.tree)
+
+    def surely_even(self, command: np.ndarray, ratio: float) -> bool:
+        """Return True only if the two `tool_gains` at ``command`` (A,) are at most ``ratio`` apart; it is quicker."""
+        return kinematics.tool_surely_even(np.asarray(command, float), ratio, *self.tree)
 
 
 def number(model: mujoco.MjModel, kind: Any, name: str, what: str) -> int:
@@ -81,7 +82,7 @@ def joint_numbers(model: mujoco.MjModel, joints: Sequence[str]) -> list[int]:
 
     numbers = [number(model, mujoco.mjtObj.mjOBJ_JOINT, name, "joint") for name in joints]
     for name, one in zip(joints, numbers, strict=True):
-        if int(model.jnt_type[one]) not in (_SLIDE, _HINGE):
+        if int(model.jnt_type[one]) not in (kinematics.SLIDE, kinematics.HINGE):
             raise ConfigError(f"joint '{name}' is neither hinge nor slide, so no command sets its position")
     return numbers
 

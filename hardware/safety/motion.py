@@ -106,8 +106,9 @@ class MotionLimiter:
         self.position, self.step, self._low_now, self._high_now, self._last_target, self._behind = saved[:6]
 
     def _widen(self) -> None:
-        self._low_now = np.minimum(self.low, self.position)
-        self._high_now = np.maximum(self.high, self.position)
+        inside = bool(((self.low <= self.position) & (self.position <= self.high)).all())
+        self._low_now = self.low if inside else np.minimum(self.low, self.position)
+        self._high_now = self.high if inside else np.maximum(self.high, self.position)
 
     @property
     def moving(self) -> bool:
@@ -181,7 +182,7 @@ class MotionLimiter:
         """Take ``command`` (A,) as sent."""
         self.step = command - self.position
         self.position = command
-        if self._low_now is not self.low or self._high_now is not self.high:
+        if self._low_now is not self.low:
             self._widen()
 
     def bounded(self, command: np.ndarray) -> np.ndarray:

@@ -53,7 +53,7 @@ class Singularity:
 
         On the short way there the number does not rise above the threshold and fall again.
         """
-        return self._recall(rest) <= self.slow
+        return self.robot.surely_even(rest, self.slow) or self._recall(rest) <= self.slow
 
     def share(self, position: np.ndarray, command: np.ndarray) -> float:
         """Return which share of the motion from ``position`` (A,) to ``command`` (A,) is permitted, in [0, 1]."""

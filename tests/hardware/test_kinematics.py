@@ -57,7 +57,7 @@ def test_places_and_jacobians_are_those_of_mujoco(seed):
         full = np.zeros((6, model.nv))
         mujoco.mj_jacSite(model, data, full[:3], full[3:], model.site(robot.names[0]).id)
         columns = [model.jnt_dofadr[model.joint(name).id] for name in joints]
-        np.testing.assert_allclose(kinematics.jacobian(command, robot.tree), full[:, columns], atol=1e-12)
+        np.testing.assert_allclose(kinematics.jacobian(command, *robot.tree), full[:, columns], atol=1e-12)
     np.testing.assert_array_equal(robot.tool(commands), found[:, 0])
 
 
@@ -75,6 +75,30 @@ def test_a_singular_matrix_has_a_smallest_value_of_zero_and_nan_stays_nan():
     assert kinematics.extreme_singular_values(matrix)[1] < 1e-9
     matrix[2, 3] = np.nan
     assert not np.isfinite(kinematics.extreme_singular_values(matrix)).any()
+
+
+@pytest.mark.parametrize("shape", [(6, 7), (6, 6), (6, 2), (3, 1)])
+def test_what_is_surely_even_has_singular_values_within_the_ratio(shape):
+    rng, said, even = np.random.default_rng(0), 0, 0
+    for _ in range(300):
+        matrix = rng.normal(size=shape) * 10.0 ** rng.uniform(-1, 1, (shape[0], 1))
+        values = np.linalg.svd(matrix, compute_uv=False)
+        ratio = values[0] / values[-1] * rng.uniform(0.5, 3.0)
+        surely = kinematics.surely_even(matrix, ratio)
+        assert not surely or values[0] <= ratio * values[-1]
+        assert surely or values[0] * np.sqrt(min(shape)) > 0.999 * ratio * values[-1]  # the trace is no larger
+        said, even = said + surely, even + (values[0] <= ratio * values[-1])
+    assert 0.2 * even < said <= even
+
+
+def test_neither_a_singular_matrix_nor_nan_is_surely_even():
+    matrix = np.outer(np.arange(1.0, 7.0), np.arange(1.0, 8.0))
+    assert not kinematics.surely_even(matrix, 1e6)
+    assert not kinematics.surely_even(np.zeros((6, 7)), 1e6)
+    matrix = np.random.default_rng(0).normal(size=(6, 7))
+    assert kinematics.surely_even(matrix, 1e6)
+    matrix[2, 3] = np.nan
+    assert not kinematics.surely_even(matrix, 1e6)
 
 
 def test_read_only_and_strided_arrays_are_taken_as_they_are():
