@@ -91,26 +91,32 @@ class Surroundings:
     def _keep_inside(
         self, command: np.ndarray, spaces: tuple[Space, ...], flag: int, share: float = 1.0
     ) -> tuple[np.ndarray, int]:
-        """Return the largest part of the motion after which the robot can still stop inside the ``spaces``.
+        """Return ``command`` (A,) if the robot can stop inside the ``spaces`` after it, else the largest part of it.
 
-        At most ``share`` of it, as far as the motion's limits permit that. Full braking is always permitted: it is the
-        rest of a braking path that was checked one tick ago.
+        At most ``share`` of it, as far as the motion's limits permit that.
         """
         if share >= 1.0 and self._stays_inside(command, spaces):
             return command, 0
+        return self._largest_part(command, spaces, share), flag
+
+    def _largest_part(self, command: np.ndarray, spaces: tuple[Space, ...], share: float = 1.0) -> np.ndarray:
+        """Return the largest part of the motion, less than all, after which the robot can still stop inside.
+
+        Full braking is always permitted: it is the rest of a braking path that was checked one tick ago.
+        """
         motion = self._motion
         if share < 1.0:
             low, high = motion.window()
             step = np.minimum(np.maximum(share * (command - motion.position), low), high)
             slower = motion.bounded(motion.position + step)
             if motion.permits(slower) and self._stays_inside(slower, spaces):
-                return slower, flag
+                return slower
         braking = motion.brake()
         for part in _PARTS:
             partly = braking + share * part * (command - braking)
             if motion.permits(partly) and self._stays_inside(partly, spaces):
-                return partly, flag
-        return braking, flag
+                return partly
+        return braking
 
     def _keep_apart(
         self, command: np.ndarray, clearance: Clearance, judged: tuple[Space, ...]
@@ -119,17 +125,17 @@ class Surroundings:
 
         All of them are judged alike, together with what was ``judged`` before, so that none need be trusted.
         """
-        spaces: tuple[Space, ...] = (clearance, *judged)
         if self._stays_inside(command, (clearance,)):
             return command, 0
         motion = self._motion
+        spaces: tuple[Space, ...] = (clearance, *judged)
         low, high = motion.window()
         aside = clearance.slide(motion.position, command - motion.position, low, high, motion.largest_change)
         if aside is not None:
             aside = motion.bounded(motion.position + aside)
             if motion.permits(aside) and self._stays_inside(aside, spaces):
                 return aside, SafetyFlag.CLEARANCE_LIMITED
-        return self._keep_inside(command, spaces, SafetyFlag.CLEARANCE_LIMITED)
+        return self._largest_part(command, spaces), SafetyFlag.CLEARANCE_LIMITED
 
     def _stays_inside(self, command: np.ndarray, spaces: tuple[Space, ...]) -> bool:
         """Return whether the robot can go to ``command`` (A,) and stop, nowhere farther outside than it is now."""
