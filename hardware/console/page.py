@@ -68,7 +68,8 @@ class Page:
         self._images_due = 0.0
         self._mode = ""
         gui = server.gui
-        gui.configure_theme(control_layout="fixed", control_width="large", show_logo=False, show_share_button=False)
+        gui.configure_theme(control_width="large", show_logo=False, show_share_button=False)
+        gui.main_panel.dock_right()
         gui.set_panel_label("robot_rl console")
         self._command_panel(gui)
         self._instrument_panel(gui)

@@ -224,7 +224,8 @@ def run_session(learner: Learner, env_factory: Callable[..., VecEnv] | None, run
                     if halt:
                         raise KeyboardInterrupt
                     now = int(min(session.fraction, 1.0) * total)
-                    bar.advance(now - done, success=metrics.get("success", float("nan")), steps=learner.steps)
+                    latest = {name: metrics.get(name, float("nan")) for name in ("success", "return")}
+                    bar.advance(now - done, **latest, steps=learner.steps)
                     done = now
         session.save(force=True)
         name = "best" if session.eval_env is not None else "last"
