@@ -15,7 +15,7 @@ import math
 import numpy as np
 
 from hardware.safety import arithmetic
-from hardware.safety.motion import FLAGS, MotionLimiter, MotionState
+from hardware.safety.motion import FLAGS, MotionLimiter
 from robot_rl.core.errors import ConfigError
 from robot_rl.core.robot import Limits
 
@@ -27,6 +27,7 @@ class JerkLimiter(MotionLimiter):
     """A `MotionLimiter` that keeps ``limits.jerk`` too, whether it follows a wish or brakes."""
 
     most_ticks = 400
+    change: np.ndarray
 
     def __init__(self, limits: Limits, dt: float, resting: np.ndarray | None = None) -> None:
         """As `MotionLimiter`; raises `ConfigError` without a positive jerk limit."""
@@ -38,23 +39,12 @@ class JerkLimiter(MotionLimiter):
         self._surge = self.largest_surge * (1 - _SLACK)
         self._limits = np.vstack([self._limits, self.largest_surge, self._surge, np.zeros_like(self.low)])
         self.change = np.zeros_like(self.low)
-        """(A,) by how much the step changed with the last command."""
         self._limits[arithmetic.FARTHEST] = self.reach(self.largest_step, self.largest_change)[0]
 
     def anchor(self, position: np.ndarray) -> None:
         """Start from ``position`` (A,) at rest."""
         super().anchor(position)
         self.change = np.zeros_like(self.position)
-
-    def save(self) -> MotionState:
-        """Return all that the next command depends on, for `restore`."""
-        return MotionState(*super().save()[:-1], self.change)
-
-    def restore(self, saved: MotionState) -> None:
-        """Go back to what `save` returned."""
-        super().restore(saved)
-        assert saved.change is not None
-        self.change = saved.change
 
     @property
     def moving(self) -> bool:

@@ -46,8 +46,8 @@ class MotionState(NamedTuple):
     """(A,) what was asked for last."""
     behind: bool
     """Whether the last command fell short of it."""
-    change: np.ndarray | None = None
-    """(A,) by how much the step changed with the last command, where the jerk is limited."""
+    change: np.ndarray | None
+    """(A,) by how much the step changed with the last command; None where no limit depends on it."""
 
 
 class MotionLimiter:
@@ -59,6 +59,8 @@ class MotionLimiter:
 
     most_ticks = 1000
     """Length of the longest braking path that is looked at, in ticks."""
+    change: np.ndarray | None = None
+    """(A,) by how much the step changed with the last command; None where no limit depends on it."""
 
     def __init__(self, limits: Limits, dt: float, resting: np.ndarray | None = None) -> None:
         """Convert ``limits`` to displacements per tick of ``dt`` seconds; raises `ConfigError` if they cannot work."""
@@ -99,11 +101,13 @@ class MotionLimiter:
 
     def save(self) -> MotionState:
         """Return all that the next command depends on, for `restore`; the arrays are replaced, never written."""
-        return MotionState(self.position, self.step, self._low_now, self._high_now, self._last_target, self._behind)
+        return MotionState(
+            self.position, self.step, self._low_now, self._high_now, self._last_target, self._behind, self.change
+        )
 
     def restore(self, saved: MotionState) -> None:
         """Go back to what `save` returned, as if nothing had been committed since."""
-        self.position, self.step, self._low_now, self._high_now, self._last_target, self._behind = saved[:6]
+        self.position, self.step, self._low_now, self._high_now, self._last_target, self._behind, self.change = saved
 
     def _widen(self) -> None:
         inside = bool(((self.low <= self.position) & (self.position <= self.high)).all())
