@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +24,8 @@ from robot_rl.core.spec import Spec
 
 logger = logging.getLogger(__name__)
 Phase = Literal["acting", "returning", "finished"]
+_LAST_WORDS = 0.2
+"""Seconds from the last verdict to the end, in which the executor takes it in."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,46 @@ class Attempts:
     @staticmethod
     def _newest(history: Observation, who: Any) -> Observation:
         return {key: history[key][:, -who.obs_steps :] for key in who.spec.observation}
+
+
+def fitting_verifier(path: str | Path, robot: Spec) -> Any:
+    """Load the success classifier of ``path``; raises `SpecMismatchError` if it judges by what ``robot`` lacks."""
+    from robot_rl.policies.success import load_classifier
+
+    verifier = load_classifier(path)
+    verifier.spec.require(robot, f"classifier '{path}'", "the robot")
+    return verifier
+
+
+def judged_attempts(
+    policy: Policy,
+    verifier: Any,
+    config: AttemptConfig,
+    *,
+    send: Callable[[Any], None],
+    driven: Callable[[], bool],
+    place: Callable[[], np.ndarray | None],
+    over: Callable[[], None],
+) -> Attempts:
+    """Let ``policy`` make attempts until the verifier is content or no retries are left, and the executor know of them.
+
+    Args:
+        policy: the policy that acts.
+        verifier: as `fitting_verifier` loads it.
+        config: number and length of attempts.
+        send: takes the `OperatorInput` of a `Reporter`.
+        driven: whether the policy drives.
+        place: the command (A,) executed last, where it is known.
+        over: called when all attempts are made and the executor has had time to take that in.
+    """
+    tell = Reporter(send, policy.spec.action.size)
+
+    def listen(what: str, attempt: Attempt | None) -> None:
+        tell(what, attempt)
+        if what == "finished":
+            threading.Timer(_LAST_WORDS, over).start()
+
+    return Attempts(policy, config, verifier, listen=listen, driven=driven, place=place)
 
 
 class Reporter:

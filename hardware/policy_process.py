@@ -12,12 +12,14 @@ import threading
 import time
 import warnings
 from collections import deque
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hardware.attempts import Attempt, Attempts
 from hardware.control.realtime import computing
 from hardware.control.statistics import Durations
 from hardware.transport import PolicyLink
@@ -53,6 +55,8 @@ class PolicyReport:
     """Most actions that were executed while a chunk was planned that went on from another, the present one included."""
     late: int = 0
     """Chunks that took longer than they were planned for: their beginning need not fit what had been executed."""
+    attempts: list[Attempt] = field(default_factory=list)
+    """What came of each attempt, where a verifier judges them."""
     inference: Durations = field(default_factory=Durations)
     """Time from reading an observation to sending its chunk, of the steps that sent one; warm-up excluded."""
 
@@ -67,6 +71,7 @@ class PolicyReport:
             "failures": self.failures,
             "largest_delay": self.largest_delay,
             "late": self.late,
+            "attempts": [asdict(one) for one in self.attempts],
             "inference": self.inference.to_json(),
         }
 
@@ -249,8 +254,9 @@ def serve(
     warm: bool = True,
     pin: bool = False,
     real_time: RealTimeConfig | None = None,
+    over: Callable[[], bool] = lambda: False,
 ) -> PolicyReport:
-    """Serve ``policy`` over ``link`` until ``stop`` is set, and return what was done.
+    """Serve ``policy`` over ``link`` until ``stop`` is set or it is ``over``, and return what was done.
 
     Args:
         policy: the policy.
@@ -260,11 +266,14 @@ def serve(
         warm: run the first, slow inferences before anything is answered.
         pin: keep off the control loop's processor, where there is more than one.
         real_time: how new chunks go on from the running one; by default they do not.
+        over: whether there is nothing left to do; asked as often.
     """
     server = PolicyServer(policy, link, real_time)
     if warm:
         server.report.warm_up_seconds = warm_up(policy, 0 if seed is None else seed)
     with computing(pin):
-        while not stop.is_set():
+        while not stop.is_set() and not over():
             server.serve_in_spite(0.1)
+    if isinstance(policy, Attempts):
+        server.report.attempts = policy.attempts
     return server.report

@@ -65,8 +65,8 @@ class DeploymentConfig:
     """Safety file (YAML): profile, jerk, workspace, what must stay apart, singularities, forces; see docs/deployment.md
     and launch/params/safety_peg.yaml. Without it the robot's own limits and all watchdogs hold."""
     verifier: Path | None = None
-    """Success classifier (robot-rl reward train) that judges each attempt; a success ends the run. Without ROS 2 only.
-    In simulation add --robot-options restart=false, so that the scene stays for the next attempt."""
+    """Success classifier (robot-rl reward train) that judges each attempt; a success ends the run. In simulation
+    add --robot-options restart=false, so that the scene stays for the next attempt."""
     retries: int = 2
     """With a verifier: attempts after the first, each after going back the way the robot came."""
     attempt_seconds: float = 20.0

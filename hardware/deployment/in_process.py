@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from hardware.attempts import Attempt, AttemptConfig, Attempts, Reporter
+from hardware.attempts import AttemptConfig, judged_attempts
 from hardware.console.feed import ExecutorFeed
 from hardware.console.server import Console
 from hardware.control.executor import Executor, ExecutorConfig
@@ -23,9 +22,6 @@ from robot_rl.core.errors import HardwareError
 from robot_rl.core.robot import Robot
 from robot_rl.core.teleop import Teleop
 
-_LAST_WORDS = 0.2
-"""Seconds from the last verdict to the end, in which the executor takes it in."""
-
 
 def run_in_process(
     config: DeploymentConfig,
@@ -34,13 +30,13 @@ def run_in_process(
     robot: Robot,
     devices: Sequence[Teleop],
     on_status: Callable[[ExecutorStatus], None] | None,
+    verifier: Any = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run policy and executor as threads; return what both report."""
+    """Run policy and executor as threads, with a ``verifier`` until its attempts are over; return what both report."""
     transport = InProcessTransport()
     stop, policy_stop = threading.Event(), threading.Event()
     served: list[PolicyReport | None] = []
     failures: list[BaseException] = []
-    attempts = None
 
     def guarded(work: Callable[[], PolicyReport | None]) -> None:
         try:
@@ -64,8 +60,16 @@ def run_in_process(
         for device in devices:
             if isinstance(device, Console):
                 device.watch(ExecutorFeed(executor, transport))
-        if config.verifier is not None:
-            policy = attempts = _attempts(config, policy, robot, transport, executor, stop)
+        if verifier is not None:
+            policy = judged_attempts(
+                policy,
+                verifier,
+                AttemptConfig(config.retries, config.attempt_seconds),
+                send=transport.send_operator,
+                driven=lambda: executor.arbiter.writer == "policy",
+                place=lambda: executor.safety.command.copy(),
+                over=stop.set,
+            )
         how = {"seed": config.seed, "pin": settings.pin, "real_time": config.real_time}
         answer = partial(serve, policy, transport.policy, policy_stop, **how)
         inference = threading.Thread(target=guarded, args=(answer,), name="policy")
@@ -86,40 +90,8 @@ def run_in_process(
     report = executor.report()
     report["recording"] = None if recorder is None else recorder.to_json()
     report["episode_success"] = [bool(outcome) for outcome in getattr(robot, "outcomes", [])]
-    report["attempts"] = [] if attempts is None else [dataclasses.asdict(one) for one in attempts.attempts]
     done = next((one for one in served if one is not None), PolicyReport())
     return report, done.to_json()
-
-
-def _attempts(
-    config: DeploymentConfig,
-    policy: Any,
-    robot: Robot,
-    transport: InProcessTransport,
-    executor: Executor,
-    stop: threading.Event,
-) -> Attempts:
-    """Let the policy make attempts until the verifier is content, or there are no retries left, which ends the run."""
-    from robot_rl.policies.success import load_classifier
-
-    assert config.verifier is not None
-    verifier = load_classifier(config.verifier)
-    verifier.spec.require(robot.spec, f"classifier '{config.verifier}'", f"robot '{config.robot}' ({config.task})")
-    tell = Reporter(transport.send_operator, robot.spec.action.size)
-
-    def listen(what: str, attempt: Attempt | None) -> None:
-        tell(what, attempt)
-        if what == "finished":
-            threading.Timer(_LAST_WORDS, stop.set).start()
-
-    return Attempts(
-        policy,
-        AttemptConfig(config.retries, config.attempt_seconds),
-        verifier,
-        listen=listen,
-        driven=lambda: executor.arbiter.writer == "policy",
-        place=lambda: executor.safety.command.copy(),
-    )
 
 
 def _watch(

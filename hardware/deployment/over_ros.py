@@ -56,6 +56,9 @@ def run_over_ros(
         policy_threads=config.policy_threads,
         policy_trace=config.policy_trace,
         real_time=config.real_time,
+        verifier=config.verifier,
+        retries=config.retries,
+        attempt_seconds=config.attempt_seconds,
     )
     stop = threading.Event()
     with interrupted_by_signals(stop):

@@ -104,5 +104,5 @@ def make_report(
         policy=served,
         final_stop_confirmed=executed["final_stop_confirmed"],
         path=path,
-        attempts=executed.get("attempts", ()),
+        attempts=(served or {}).get("attempts", ()),
     )

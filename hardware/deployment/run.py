@@ -22,6 +22,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from hardware.attempts import fitting_verifier
 from hardware.control.executor import ticks_per_step
 from hardware.deployment.config import TRACE, DeploymentConfig, make_robot, protection
 from hardware.deployment.in_process import run_in_process
@@ -52,17 +53,21 @@ def deploy(config: DeploymentConfig, on_status: Callable[[ExecutorStatus], None]
     make_directories(config.out, *([config.video.parent] if config.video is not None else []))
     if config.verifier is not None and config.real_time.method != "off":
         raise ConfigError("attempts with a verifier run in closed loop and continue no chunk: --real-time.method off")
-    transport, note = choose_transport(config.transport if config.verifier is None else _without_ros(config.transport))
+    transport, note = choose_transport(config.transport)
     policy = _load(config)
     robot = make_robot(config)
     policy.spec.require(robot.spec, f"policy '{config.policy}'", f"robot '{config.robot}' ({config.task})")
     ticks_per_step(config.executor.tick_rate_hz, robot.spec.rate_hz)
     protection(config, robot)
+    verifier = None if config.verifier is None else fitting_verifier(config.verifier, robot.spec)
     require_real_time(policy, config.real_time)
     closed = bool(policy.closed_loop) or config.verifier is not None
     delay = 0 if config.real_time.method == "off" else config.real_time.max_delay
+    status_rate = config.executor.status_rate_hz
     settings = dataclasses.replace(
         config.executor,
+        # Attempts of another process learn from the status where the robot was led.
+        status_rate_hz=status_rate if verifier is None else max(status_rate, robot.spec.rate_hz),
         late_steps=max(config.executor.late_steps, delay),
         execute_steps=1 if closed else policy.execute_steps,
         autostart=config.executor.autostart or (config.operator == "none" and not config.console),
@@ -76,7 +81,7 @@ def deploy(config: DeploymentConfig, on_status: Callable[[ExecutorStatus], None]
             del policy, robot
             executed, served = run_over_ros(config, settings, devices, on_status)
         else:
-            executed, served = run_in_process(config, settings, policy, robot, devices, on_status)
+            executed, served = run_in_process(config, settings, policy, robot, devices, on_status, verifier)
     report = make_report(executed, served, transport, note, config.out / "deployment.json")
     report.path.write_text(json.dumps(report.to_json(), indent=2) + "\n")
     if config.video is not None:
@@ -98,12 +103,6 @@ def choose_transport(wanted: str) -> tuple[str, str]:
     if wanted == "auto":
         return "inprocess", "ROS 2 is not installed: policy and executor ran in one process, and nothing was published."
     return "inprocess", "As asked for, policy and executor ran in one process, without ROS 2."
-
-
-def _without_ros(wanted: str) -> str:
-    if wanted == "ros":
-        raise ConfigError("attempts with a verifier run without ROS 2: --transport inprocess")
-    return "inprocess"
 
 
 def _load(config: DeploymentConfig) -> Any:

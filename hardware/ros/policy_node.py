@@ -10,14 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from hardware.policy_process import load_and_warm, serve
+import numpy as np
+
+from hardware.attempts import AttemptConfig, fitting_verifier, judged_attempts
+from hardware.policy_process import PolicyReport, load_and_warm, serve
 from hardware.ros.endpoint import Endpoint
 from hardware.ros.lifecycle import ManagedConfig, run_managed_node
-from hardware.ros.link import CHUNK, RosPolicyLink
+from hardware.ros.link import CHUNK, RosOperatorLink, RosPolicyLink
 from hardware.ros.node import wait_for_robot
 from hardware.ros.parameters import Range
 from robot_rl.core.errors import ConfigError
+from robot_rl.core.policy import Policy
 from robot_rl.core.realtime import RealTimeConfig, require_real_time
+from robot_rl.core.spec import Spec
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +51,13 @@ class PolicyNodeConfig(ManagedConfig):
     """Most actions that may be executed while a chunk is planned that goes on from another."""
     real_time_max_weight: Annotated[float, Range(0.0)] = 5.0
     """Of the guided ways: largest weight of the correction."""
+    verifier: str = ""
+    """Success classifier that judges each attempt, a directory; the process ends after a success or the last attempt.
+    The executor's execute_steps must be 1, and its status_rate_hz no less than the policy's rate."""
+    retries: Annotated[int, Range(0)] = 2
+    """With a verifier: attempts after the first, each after going back the way the robot came."""
+    attempt_seconds: Annotated[float, Range(0.0)] = 20.0
+    """With a verifier: an attempt that has not succeeded by then has failed."""
     report: str = ""
     """JSON file that gets the counts and inference times at the end; empty for none."""
 
@@ -59,8 +71,8 @@ class PolicyWork:
 
     def __init__(self, config: PolicyNodeConfig, endpoint: Endpoint) -> None:
         """Load the policy and warm it up; `HardwareError` where another policy process runs already."""
-        self.config = config
-        self.policy = load_and_warm(
+        self.config, self.endpoint = config, endpoint
+        self.policy: Policy = load_and_warm(
             config.policy, threads=config.threads, seed=config.seed, device=config.device, trace=config.trace
         )
         self.real_time = RealTimeConfig.of(config.real_time, config.real_time_max_delay, config.real_time_max_weight)
@@ -86,13 +98,34 @@ class PolicyWork:
         if robot is None:
             return
         self.policy.spec.require(robot, f"Policy '{config.policy}'", "the robot")
-        report = serve(self.policy, self.link, stop, warm=False, pin=config.pin, real_time=self.real_time)
+        report = self._serve(robot, stop)
         inference = report.inference.summary("inference")
         logger.info("served %d steps with %d chunks, %s", report.steps, report.chunks, inference)
         if config.report:
             path = Path(config.report)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(report.to_json(), indent=2) + "\n")
+
+    def _serve(self, robot: Spec, stop: threading.Event) -> PolicyReport:
+        config, policy, over = self.config, self.policy, threading.Event()
+        if config.verifier:
+            # What the executor does arrives with its status; the verdicts go out as an operator's wishes.
+            executor = RosOperatorLink(self.endpoint)
+
+            def place() -> np.ndarray | None:
+                return None if executor.status is None else np.array(executor.status.command, np.float32)
+
+            policy = judged_attempts(
+                policy,
+                fitting_verifier(config.verifier, robot),
+                AttemptConfig(config.retries, config.attempt_seconds),
+                send=executor.send_operator,
+                driven=lambda: executor.status is not None and executor.status.writer == "policy",
+                place=place,
+                over=over.set,
+            )
+            require_real_time(policy, self.real_time)
+        return serve(policy, self.link, stop, warm=False, pin=config.pin, real_time=self.real_time, over=over.is_set)
 
     def close(self) -> None:
         """Nothing to release: the policy goes with this object."""

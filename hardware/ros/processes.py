@@ -161,6 +161,12 @@ class RosDeployment:
     """How a new chunk goes on from the running one."""
     safety: Path | None = None
     """Safety file, see `hardware.safety.settings`."""
+    verifier: Path | None = None
+    """Success classifier that judges each attempt; None makes none."""
+    retries: int = 2
+    """With a verifier: attempts after the first."""
+    attempt_seconds: float = 20.0
+    """With a verifier: how long an attempt may take."""
 
 
 def run_ros_deployment(
@@ -169,7 +175,7 @@ def run_ros_deployment(
     on_status: Callable[[ExecutorStatus], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> ExecutorStatus | None:
-    """Run a policy on a robot as two ROS 2 processes until the time is over, a process ends, or Ctrl-C.
+    """Run a policy on a robot as two ROS 2 processes until time or attempts are over, a process ends, or Ctrl-C.
 
     This process supervises: it starts the policy node and the executor node with their logs, reads ``devices``
     and sends their readings and e-stop over ROS 2, and passes each new status on. At the end it interrupts the executor
@@ -210,6 +216,10 @@ def run_ros_deployment(
 
 def policy_command(deployment: RosDeployment) -> list[str]:
     """Return the command line of the policy process."""
+    attempts = []
+    if deployment.verifier is not None:
+        attempts += ["--verifier", str(deployment.verifier), "--retries", str(deployment.retries)]
+        attempts += ["--attempt-seconds", str(float(deployment.attempt_seconds))]
     return [
         *(sys.executable, "-m", "hardware.ros.policy_node"),
         *("--policy", str(deployment.policy)),
@@ -217,6 +227,7 @@ def policy_command(deployment: RosDeployment) -> list[str]:
         *("--report", str(deployment.log_directory / POLICY_REPORT)),
         *(["--pin"] if deployment.executor_options.get("pin") else []),
         *(["--trace"] if deployment.policy_trace else []),
+        *attempts,
         *("--real-time", deployment.real_time.way),
         *("--real-time-max-delay", str(deployment.real_time.max_delay)),
         *("--real-time-max-weight", str(deployment.real_time.max_weight)),
@@ -265,7 +276,8 @@ def _watch(
             on_status(shown)
         ended = supervisor.ended()
         if ended is not None:
-            if ended.name == "executor" and ended.process.returncode == 0:
+            # The executor ends when the time is over, a policy with a verifier after its last attempt.
+            if ended.process.returncode == 0 and (ended.name == "executor" or deployment.verifier is not None):
                 return
             # A dead policy is noticed by the executor's own watchdog; let it stop and say why before it is ended too.
             time.sleep(_LAST_WORDS_SECONDS)

@@ -11,7 +11,7 @@ from hardware.control.executor import Executor, ExecutorConfig
 from hardware.policy_process import PolicyServer
 from hardware.robots.fake import FakeRobot
 from hardware.transport import InProcessTransport
-from robot_rl.core.errors import CapabilityError, ConfigError
+from robot_rl.core.errors import CapabilityError, ConfigError, SpecMismatchError
 from robot_rl.core.realtime import RealTimeConfig
 from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.core.teleop import OperatorEvent, OperatorInput
@@ -210,8 +210,11 @@ def test_attempts_run_through_the_executor_and_each_is_an_episode_of_the_record(
     assert OperatorEvent.EMERGENCY_STOP not in [event for _, event in executor.times.events]
 
 
-def test_a_deployment_with_a_verifier_makes_its_attempts_records_each_and_ends(tmp_path):
+@pytest.mark.parametrize("transport", ["inprocess", pytest.param("ros", marks=pytest.mark.ros)])
+def test_a_deployment_with_a_verifier_makes_its_attempts_records_each_and_ends(tmp_path, new_domain, transport):
     torch = pytest.importorskip("torch")
+    if transport == "ros":
+        pytest.importorskip("rclpy", reason="ROS 2 is not installed: pip install 'robot-rl[ros]'")
     from hardware.deployment.config import DeploymentConfig
     from hardware.deployment.run import deploy
     from robot_rl.core.registry import make_env
@@ -235,6 +238,8 @@ def test_a_deployment_with_a_verifier_makes_its_attempts_records_each_and_ends(t
     config = DeploymentConfig(
         policy=tmp_path / "policy",
         task="peg_insert",
+        transport=transport,
+        domain_id=new_domain() if transport == "ros" else None,
         robot_options=("restart=false",),
         operator="none",
         record=tmp_path / "record",
@@ -245,6 +250,8 @@ def test_a_deployment_with_a_verifier_makes_its_attempts_records_each_and_ends(t
         executor=ExecutorConfig(realtime_priority=0, max_state_age=2.0, late_steps=8, operator_timeout=2.0),
     )
     report = deploy(config)
+    assert report.transport == transport
+    assert report.final_stop_confirmed
     assert [one["success"] for one in report.attempts] == [False, False]
     assert [one["steps"] for one in report.attempts] == [12, 12]
     frames = open_dataset(tmp_path / "record").load()
@@ -256,7 +263,9 @@ def test_a_deployment_with_a_verifier_makes_its_attempts_records_each_and_ends(t
     left = np.abs(frames.action[back.stop - 1] - frames.action[first.start]).max()
     assert went > 0.002
     assert left < 0.5 * went
-    with pytest.raises(ConfigError, match="without ROS"):
-        deploy(DeploymentConfig(policy=tmp_path / "policy", transport="ros", verifier=tmp_path / "verifier"))
     with pytest.raises(ConfigError, match="continue no chunk"):
         deploy(replace(config, real_time=RealTimeConfig("guided")))
+    blind = SuccessClassifier(StateEncoder(SPEC, 1, Normalizer(SPEC)))
+    save_classifier(blind.eval(), tmp_path / "blind")
+    with pytest.raises(SpecMismatchError, match="classifier"):
+        deploy(replace(config, verifier=tmp_path / "blind"))
