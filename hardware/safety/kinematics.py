@@ -31,22 +31,29 @@ SLIDE, HINGE = 2, 3
 """Types of joints in MuJoCo (``mjtJoint``)."""
 _SWEEPS, _ORTHOGONAL = 30, 1e-13
 """Most sweeps over all pairs of rows, and the cosine at which two of them count as orthogonal."""
-BODY = np.dtype([("parent", np.int64), ("place", np.float64, 3), ("turn", np.float64, 4)])
-"""Parent (-1 for the world), and place in metres and rotation (quaternion, w first) in it."""
-JOINT = np.dtype(
+BODY = np.dtype(
     [
-        ("owner", np.int64),
-        ("element", np.int64),
-        ("slides", np.int64),
-        ("anchor", np.float64, 3),
-        ("axis", np.float64, 3),
-        ("zero", np.float64),
+        ("parent", np.int64),  # number of its parent, -1 for the world
+        ("place", np.float64, 3),  # in its parent, in metres
+        ("turn", np.float64, 4),  # in its parent, a quaternion with w first
     ]
 )
-"""Body that it moves; element of the command that it follows; 1 if it slides, 0 if it turns; a point of its axis and
-its direction in the body; the command at which it leaves its body where the model places it."""
-POINT = np.dtype([("holder", np.int64), ("place", np.float64, 3)])
-"""Body (-1 for the world), and place in it in metres."""
+JOINT = np.dtype(
+    [
+        ("owner", np.int64),  # number of the body that it moves
+        ("element", np.int64),  # of the command, which it follows
+        ("slides", np.int64),  # 1 where it slides, 0 where it turns
+        ("anchor", np.float64, 3),  # a point of its axis in the body
+        ("axis", np.float64, 3),  # direction in the body
+        ("zero", np.float64),  # command at which it leaves its body where the model places it
+    ]
+)
+POINT = np.dtype(
+    [
+        ("holder", np.int64),  # number of its body, -1 for the world
+        ("place", np.float64, 3),  # in the body, in metres
+    ]
+)
 
 
 class Tree(NamedTuple):
@@ -87,19 +94,17 @@ def tree_of(model: mujoco.MjModel, joints: Sequence[int], points: Sequence[tuple
     place = {body: k for k, body in enumerate(bodies)} | {0: -1}
     moving = [joint for joint in range(model.njnt) if joint in joints and int(model.jnt_bodyid[joint]) in needed]
 
-    bodies_found = np.zeros(len(bodies), BODY)
-    bodies_found["parent"] = [place[int(model.body_parentid[body])] for body in bodies]
-    bodies_found["place"], bodies_found["turn"] = model.body_pos[bodies], model.body_quat[bodies]
-    joints_found = np.zeros(len(moving), JOINT)
-    joints_found["owner"] = [place[int(model.jnt_bodyid[joint])] for joint in moving]
-    joints_found["element"] = [list(joints).index(joint) for joint in moving]
-    joints_found["slides"] = model.jnt_type[moving] == SLIDE
-    joints_found["anchor"], joints_found["axis"] = model.jnt_pos[moving], model.jnt_axis[moving]
-    joints_found["zero"] = model.qpos0[model.jnt_qposadr[moving]]
-    points_found = np.zeros(len(points), POINT)
-    points_found["holder"] = [place[int(body)] for body, _ in points]
-    points_found["place"] = [at for _, at in points]
-    return Tree(bodies_found, joints_found, points_found)
+    tree = Tree(np.zeros(len(bodies), BODY), np.zeros(len(moving), JOINT), np.zeros(len(points), POINT))
+    tree.bodies["parent"] = [place[int(model.body_parentid[body])] for body in bodies]
+    tree.bodies["place"], tree.bodies["turn"] = model.body_pos[bodies], model.body_quat[bodies]
+    tree.joints["owner"] = [place[int(model.jnt_bodyid[joint])] for joint in moving]
+    tree.joints["element"] = [list(joints).index(joint) for joint in moving]
+    tree.joints["slides"] = model.jnt_type[moving] == SLIDE
+    tree.joints["anchor"], tree.joints["axis"] = model.jnt_pos[moving], model.jnt_axis[moving]
+    tree.joints["zero"] = model.qpos0[model.jnt_qposadr[moving]]
+    tree.points["holder"] = [place[int(body)] for body, _ in points]
+    tree.points["place"] = [at for _, at in points]
+    return tree
 
 
 @part_of_compiled
@@ -231,8 +236,8 @@ def surely_even(matrix: np.ndarray, ratio: float) -> bool:
 
     G = J J^T, or J^T J where that is smaller, has the squares of the singular values as its eigenvalues, and their sum
     as its trace. If ``G - trace(G) / ratio^2 I`` is positive definite, which a Cholesky factorisation finds out in a
-    tenth of the time that the values themselves take, all of them exceed ``trace(G) / ratio^2``, and so the square of
-    the largest over ``ratio^2``. It says False of some even matrices, and of whatever is not finite.
+    fraction of the time that the values themselves take, all of them exceed ``trace(G) / ratio^2``, and so the square
+    of the largest over ``ratio^2``. It says False of some even matrices, and of whatever is not finite.
     """
     rows = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     size = len(rows)
