@@ -46,7 +46,7 @@ class Settings:
     """Windows per step."""
     width: int = 256
     """Width of the policy's network."""
-    finetune_method: str = "residual"
+    finetune_method: str = "dsrl"
     """Method of reinforcement learning."""
     finetune_options: tuple[str, ...] = ()
     """Settings of the method, each name=value."""
