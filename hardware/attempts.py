@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -215,15 +214,6 @@ class Attempts:
         return {key: history[key][:, -who.obs_steps :] for key in who.spec.observation}
 
 
-def fitting_verifier(path: str | Path, robot: Spec) -> Any:
-    """Load the success classifier of ``path``; raises `SpecMismatchError` if it judges by what ``robot`` lacks."""
-    from robot_rl.policies.success import load_classifier
-
-    verifier = load_classifier(path)
-    verifier.spec.require(robot, f"classifier '{path}'", "the robot")
-    return verifier
-
-
 def judged_attempts(
     policy: Policy,
     verifier: Any,
@@ -238,7 +228,7 @@ def judged_attempts(
 
     Args:
         policy: the policy that acts.
-        verifier: as `fitting_verifier` loads it.
+        verifier: a `robot_rl.policies.success.SuccessClassifier`.
         config: number and length of attempts.
         send: takes the `OperatorInput` of a `Reporter`.
         driven: whether the policy drives.

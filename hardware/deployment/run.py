@@ -22,7 +22,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from hardware.attempts import fitting_verifier
 from hardware.control.executor import ticks_per_step
 from hardware.deployment.config import TRACE, DeploymentConfig, make_robot, protection
 from hardware.deployment.in_process import run_in_process
@@ -59,7 +58,7 @@ def deploy(config: DeploymentConfig, on_status: Callable[[ExecutorStatus], None]
     policy.spec.require(robot.spec, f"policy '{config.policy}'", f"robot '{config.robot}' ({config.task})")
     ticks_per_step(config.executor.tick_rate_hz, robot.spec.rate_hz)
     protection(config, robot)
-    verifier = None if config.verifier is None else fitting_verifier(config.verifier, robot.spec)
+    verifier = None if config.verifier is None else _load_verifier(config, robot)
     require_real_time(policy, config.real_time)
     closed = bool(policy.closed_loop) or config.verifier is not None
     delay = 0 if config.real_time.method == "off" else config.real_time.max_delay
@@ -112,6 +111,15 @@ def _load(config: DeploymentConfig) -> Any:
     if config.policy_trace:
         trace_network(policy)
     return policy
+
+
+def _load_verifier(config: DeploymentConfig, robot: Any) -> Any:
+    from robot_rl.policies.success import load_classifier
+
+    assert config.verifier is not None
+    verifier = load_classifier(config.verifier)
+    verifier.spec.require(robot.spec, f"classifier '{config.verifier}'", f"robot '{config.robot}' ({config.task})")
+    return verifier
 
 
 def _close(robot: Any) -> None:

@@ -8,11 +8,11 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 
-from hardware.attempts import AttemptConfig, fitting_verifier, judged_attempts
+from hardware.attempts import AttemptConfig, judged_attempts
 from hardware.policy_process import PolicyReport, load_and_warm, serve
 from hardware.ros.endpoint import Endpoint
 from hardware.ros.lifecycle import ManagedConfig, run_managed_node
@@ -71,14 +71,18 @@ class PolicyWork:
 
     def __init__(self, config: PolicyNodeConfig, endpoint: Endpoint) -> None:
         """Load the policy and warm it up; `HardwareError` where another policy process runs already."""
-        self.config, self.endpoint = config, endpoint
+        self.config = config
         self.policy: Policy = load_and_warm(
             config.policy, threads=config.threads, seed=config.seed, device=config.device, trace=config.trace
         )
         self.real_time = RealTimeConfig.of(config.real_time, config.real_time_max_delay, config.real_time_max_weight)
         require_real_time(self.policy, self.real_time)
-        images = tuple(key for key, one in self.policy.spec.observation.items() if one.is_image)
+        self.verifier = _load_verifier(config.verifier) if config.verifier else None
+        seen = self.policy.spec.observation | ({} if self.verifier is None else self.verifier.spec.observation)
+        images = tuple(key for key, one in seen.items() if one.is_image)
         self.link = RosPolicyLink(endpoint, images)
+        # What the executor does arrives with its status; the verdicts on attempts go out as an operator's wishes.
+        self.executor = RosOperatorLink(endpoint) if config.verifier else None
         endpoint.require_alone(CHUNK, "policy process")
 
     def start(self) -> None:
@@ -90,7 +94,7 @@ class PolicyWork:
         """Wait for a robot, check that the policy fits it, and serve it until ``stop`` is set.
 
         Raises:
-            SpecMismatchError: the policy was made for another robot; the message lists the differences.
+            SpecMismatchError: policy or verifier were made for another robot; the message lists the differences.
             HardwareError: no executor announced itself in time.
         """
         config = self.config
@@ -107,17 +111,16 @@ class PolicyWork:
             path.write_text(json.dumps(report.to_json(), indent=2) + "\n")
 
     def _serve(self, robot: Spec, stop: threading.Event) -> PolicyReport:
-        config, policy, over = self.config, self.policy, threading.Event()
-        if config.verifier:
-            # What the executor does arrives with its status; the verdicts go out as an operator's wishes.
-            executor = RosOperatorLink(self.endpoint)
+        config, policy, executor, over = self.config, self.policy, self.executor, threading.Event()
+        if executor is not None and self.verifier is not None:
+            self.verifier.spec.require(robot, f"Classifier '{config.verifier}'", "the robot")
 
             def place() -> np.ndarray | None:
                 return None if executor.status is None else np.array(executor.status.command, np.float32)
 
             policy = judged_attempts(
                 policy,
-                fitting_verifier(config.verifier, robot),
+                self.verifier,
                 AttemptConfig(config.retries, config.attempt_seconds),
                 send=executor.send_operator,
                 driven=lambda: executor.status is not None and executor.status.writer == "policy",
@@ -129,6 +132,12 @@ class PolicyWork:
 
     def close(self) -> None:
         """Nothing to release: the policy goes with this object."""
+
+
+def _load_verifier(path: str) -> Any:
+    from robot_rl.policies.success import load_classifier
+
+    return load_classifier(path)
 
 
 def main(argv: list[str] | None = None) -> int:
