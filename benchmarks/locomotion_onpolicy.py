@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,27 +65,13 @@ SB3 = {
 
 
 def fpo_settings() -> Any:
-    """Return FPO's settings: the same roll-outs, passes and discount as PPO's."""
+    """Return FPO's settings: PPO's lanes, discount and critic, half as many minibatches, and an anchor."""
     from robot_rl.policies.scratch import ScratchConfig
     from robot_rl.rl.methods.fpo import FPOConfig
     from robot_rl.rl.on_policy.anchor import AnchorConfig
 
-    core = OnPolicyConfig(
-        rollout_steps=64,
-        epochs=10,
-        minibatches=8,
-        discount=0.98,
-        gae_lambda=0.92,
-        clip=0.05,
-        target_kl=0.0,
-        schedule="linear",
-        actor_learning_rate=3e-4,
-        critic_learning_rate=3e-4,
-        warmup_iterations=0,
-        value_hidden=(64, 64),
-        anchor=AnchorConfig(weight=0.005),
-    )
-    return FPOConfig(scratch=True, lanes=16, relative=True, policy=ScratchConfig(sample_steps=5), core=core)
+    core = replace(PPO.core, minibatches=8, clip=0.05, anchor=AnchorConfig(weight=0.01))
+    return FPOConfig(scratch=True, lanes=32, relative=True, policy=ScratchConfig(sample_steps=5), core=core)
 
 
 def environment(num_envs: int) -> Any:
