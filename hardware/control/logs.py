@@ -50,10 +50,11 @@ class DeferredHandler(logging.Handler):
 
     def _run(self) -> None:
         while (line := self._waiting.get()) is not None:
-            self._write(line)
-            if self.lost:
-                lost, self.lost = self.lost, 0
-                self._write(f"{lost} lines of the log were lost here: nobody read them\n")
+            lost, self.lost = self.lost, 0
+            try:
+                self._write(f"{lost} lines of the log were lost here: nobody took them\n{line}" if lost else line)
+            except OSError:  # a terminal that was closed, a full disk: later lines may find room again
+                self.lost += lost + 1
 
 
 def start_log(level: int, form: str) -> None:

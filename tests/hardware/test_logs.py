@@ -30,6 +30,13 @@ def reader():
     made.gate.set()
 
 
+def until(true, patience=10.0):
+    deadline = time.monotonic() + patience
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def logger_of(handler):
     logger = logging.Logger("loop")
     logger.addHandler(handler)
@@ -47,8 +54,30 @@ def test_a_reader_that_stands_still_holds_nobody_up_and_learns_what_it_missed(re
     assert time.monotonic() - begun < 1.0
     reader.gate.set()
     handler.close()
-    assert reader.lines[:2] == ["tick 0\n", "489 lines of the log were lost here: nobody read them\n"]
-    assert reader.lines[2:] == [f"tick {k}\n" for k in range(1, 11)]
+    assert reader.lines[:2] == ["tick 0\n", "489 lines of the log were lost here: nobody took them\ntick 1\n"]
+    assert reader.lines[2:] == [f"tick {k}\n" for k in range(2, 11)]
+
+
+def test_a_full_disk_costs_the_lines_of_its_time_and_no_others():
+    full, written = threading.Event(), []
+
+    def write(text):
+        if full.is_set():
+            raise OSError(28, "No space left on device")
+        written.append(text)
+
+    handler = DeferredHandler(write)
+    logger = logger_of(handler)
+    logger.warning("before")
+    until(lambda: written)
+    full.set()
+    for _ in range(3):
+        logger.warning("lost")
+    until(lambda: handler.lost == 3)
+    full.clear()
+    logger.warning("after")
+    handler.close()
+    assert written == ["before\n", "3 lines of the log were lost here: nobody took them\nafter\n"]
 
 
 def test_ending_does_not_wait_for_a_reader_that_never_comes(reader):
