@@ -44,8 +44,9 @@ class FPOConfig:
 
     scratch: bool = False
     """Learn a small policy that decides at every step from nothing; the policy given only lends its interface. The
-    other defaults are for clones: from nothing, also set relative=yes samples=4 core.rollout_steps=64 core.epochs=5
-    core.actor_learning_rate=1e-3 core.max_grad_norm=0.5 core.value_hidden=64,64."""
+    other defaults are for clones: from nothing, also set lanes=32 relative=yes policy.sample_steps=5
+    core.rollout_steps=64 core.stagger=yes core.epochs=8 core.schedule=linear core.actor_learning_rate=3e-4
+    core.warmup_iterations=0 core.anchor.weight=0.01."""
     lanes: int = 64
     """Environments stepped at once."""
     samples: int = 8
