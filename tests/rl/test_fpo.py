@@ -405,8 +405,8 @@ def test_no_pair_outweighs_all_others(reach_env):
 def test_settings_that_the_help_names_for_learning_from_nothing_exist():
     words = field_texts(FPOConfig)["scratch"].rstrip(".").split()
     config = override(FPOConfig(), ["scratch=yes", *(word for word in words if "=" in word)])
-    assert (config.relative, config.samples, config.core.actor_learning_rate) == (True, 4, 1e-3)
-    assert config.core.value_hidden == (64, 64)
+    assert (config.relative, config.lanes, config.policy.sample_steps) == (True, 32, 5)
+    assert (config.core.stagger, config.core.actor_learning_rate, config.core.anchor.weight) == (True, 3e-4, 0.01)
 
 
 def test_a_bonus_for_an_entropy_that_is_not_known_is_refused(reach_env):
