@@ -71,7 +71,7 @@ def fpo_settings() -> Any:
     from robot_rl.rl.on_policy.anchor import AnchorConfig
 
     core = replace(PPO.core, minibatches=8, clip=0.05, anchor=AnchorConfig(weight=0.01))
-    return FPOConfig(scratch=True, lanes=32, relative=True, policy=ScratchConfig(sample_steps=5), core=core)
+    return FPOConfig(scratch=True, lanes=PPO.lanes, relative=True, policy=ScratchConfig(sample_steps=5), core=core)
 
 
 def environment(num_envs: int) -> Any:

@@ -8,7 +8,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from robot_rl.core.errors import ConfigError
 from robot_rl.core.policy import Policy
 from robot_rl.core.realtime import RealTimeConfig, require_real_time
 from robot_rl.core.spec import Spec
+
+if TYPE_CHECKING:
+    from robot_rl.policies.success import SuccessClassifier
 
 logger = logging.getLogger(__name__)
 
@@ -77,12 +80,17 @@ class PolicyWork:
         )
         self.real_time = RealTimeConfig.of(config.real_time, config.real_time_max_delay, config.real_time_max_weight)
         require_real_time(self.policy, self.real_time)
-        self.verifier = _load_verifier(config.verifier) if config.verifier else None
-        seen = self.policy.spec.observation | ({} if self.verifier is None else self.verifier.spec.observation)
+        seen = dict(self.policy.spec.observation)
+        self.verifier: SuccessClassifier | None = None
+        if config.verifier:
+            from robot_rl.policies.success import load_classifier
+
+            self.verifier = load_classifier(config.verifier)
+            seen |= self.verifier.spec.observation
+            # What the executor does arrives with its status; the verdicts on attempts go out as an operator's wishes.
+            self.executor = RosOperatorLink(endpoint)
         images = tuple(key for key, one in seen.items() if one.is_image)
         self.link = RosPolicyLink(endpoint, images)
-        # What the executor does arrives with its status; the verdicts on attempts go out as an operator's wishes.
-        self.executor = RosOperatorLink(endpoint) if config.verifier else None
         endpoint.require_alone(CHUNK, "policy process")
 
     def start(self) -> None:
@@ -111,9 +119,10 @@ class PolicyWork:
             path.write_text(json.dumps(report.to_json(), indent=2) + "\n")
 
     def _serve(self, robot: Spec, stop: threading.Event) -> PolicyReport:
-        config, policy, executor, over = self.config, self.policy, self.executor, threading.Event()
-        if executor is not None and self.verifier is not None:
+        config, policy, over = self.config, self.policy, threading.Event()
+        if self.verifier is not None:
             self.verifier.spec.require(robot, f"Classifier '{config.verifier}'", "the robot")
+            executor = self.executor
 
             def place() -> np.ndarray | None:
                 return None if executor.status is None else np.array(executor.status.command, np.float32)
@@ -132,12 +141,6 @@ class PolicyWork:
 
     def close(self) -> None:
         """Nothing to release: the policy goes with this object."""
-
-
-def _load_verifier(path: str) -> Any:
-    from robot_rl.policies.success import load_classifier
-
-    return load_classifier(path)
 
 
 def main(argv: list[str] | None = None) -> int:
