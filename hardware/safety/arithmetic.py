@@ -12,7 +12,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from hardware.safety.compiled import (
+from robot_rl.core.compiled import (
     INTEGER,
     MATRIX,
     NEW_MATRIX,
@@ -33,6 +33,8 @@ POSITION, VELOCITY, ACCELERATION, JERK = 1, 2, 4, 8
 """Bits of the limits that shaped or would have to shape a command."""
 _SHARES = 12
 """In how many parts the way from braking to what is wished for is divided to find the largest one permitted."""
+_LEAST = 1e-12
+"""Metres that a distance's change can be braked by per tick, at least, where no joint changes it."""
 _Limited = numba.types.Tuple((NEW_VECTOR, NEW_VECTOR, INTEGER, TRUTH))
 _Window = numba.types.Tuple((NEW_VECTOR, NEW_VECTOR))
 
@@ -55,6 +57,17 @@ def braking_step(room: Any, brake: Any) -> Any:
 @part_of_compiled
 def _between(low: float, value: float, high: float) -> float:
     return min(max(value, low), high)
+
+
+@part_of_compiled
+def _within(way: float, step: float, limits: np.ndarray, k: int) -> float:
+    """Return the displacement nearest to ``way`` that the limit of acceleration permits after ``step``.
+
+    Half of its margin is left for what a step rounds; the other half makes good what the steps before have rounded,
+    each of which a stop at the end of the range would otherwise carry on until its last tick.
+    """
+    change = 0.5 * (limits[CHANGE, k] + limits[INNER_CHANGE, k])
+    return _between(step - change, way, step + change)
 
 
 @compiled(_Limited(VECTOR, VECTOR, VECTOR, VECTOR, VECTOR, VECTOR, MATRIX, TRUTH))
@@ -114,7 +127,7 @@ def limited(
         if beyond or (outside and not fast and not sudden):
             which |= POSITION
         allowed = direction * min(abs(way), approach, limits[INNER_STEP, k])
-        allowed = _between(step[k] - brake, _between(lower, allowed, upper), step[k] + brake)
+        allowed = _within(_between(lower, allowed, upper), step[k], limits, k)
         command[k] = _between(low[k], position[k] + allowed, high[k])
     return (command, wish, which, True) if short else (wish, wish, 0, False)
 
@@ -142,7 +155,9 @@ def braked(position: np.ndarray, step: np.ndarray, low: np.ndarray, high: np.nda
     command = np.empty(len(position))
     for k in range(len(position)):
         brake = limits[INNER_CHANGE, k]
-        command[k] = _between(low[k], position[k] + (step[k] - _between(-brake, step[k], brake)), high[k])
+        upper, lower = braking_step(high[k] - position[k], brake), -braking_step(position[k] - low[k], brake)
+        slowed = _between(lower, step[k] - _between(-brake, step[k], brake), upper)
+        command[k] = _between(low[k], position[k] + _within(slowed, step[k], limits, k), high[k])
     return command
 
 
@@ -175,6 +190,26 @@ def window(
         least[k] = min(max(-braking_step(position[k] - low[k], brake), -fast, step[k] - brake), slowed)
         most[k] = max(min(braking_step(high[k] - position[k], brake), fast, step[k] + brake), slowed)
     return least, most
+
+
+@compiled(NEW_VECTOR(MATRIX, VECTOR, VECTOR, NUMBER))
+def approach_bounds(rows: np.ndarray, room: np.ndarray, brake: np.ndarray, returning: float) -> np.ndarray:
+    """Return by how much each of N distances may shrink in this tick.
+
+    Args:
+        rows: (N, A) how each distance changes per displacement.
+        room: (N,) what is left of each; negative where it must grow.
+        brake: (A,) by how much a displacement may shrink per tick.
+        returning: share of what is missing that a distance must grow by.
+    """
+    bounds = np.empty(len(room))
+    for row in range(len(room)):
+        brakes = 0.0
+        for k in range(len(brake)):
+            brakes += abs(rows[row, k]) * brake[k]
+        inside = room[row] > 0.0
+        bounds[row] = braking_step(room[row], max(0.5 * brakes, _LEAST)) if inside else returning * room[row]
+    return bounds
 
 
 @part_of_compiled

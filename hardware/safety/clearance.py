@@ -13,13 +13,12 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numba
 import numpy as np
 
-from hardware.safety.arithmetic import braking_step
-from hardware.safety.compiled import MATRIX, NEW_INTEGERS, NEW_VECTOR, NUMBER, VECTOR, compiled
+from hardware.safety.arithmetic import approach_bounds
+from hardware.safety.distances import Scene, addresses, near_ends, path_excess, smallest_distance
 from hardware.safety.kinematics import HINGE, SLIDE, approaches, tree_of
-from hardware.safety.model import block, joint_numbers, number
+from hardware.safety.model import joint_numbers, number
 from robot_rl.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,13 +26,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _SOLVED = 1
-_TOUCHING = 1e-6
 _SPARE, _RETURN = 5e-4, 0.1
 """Metres beyond the margin at which `slide` stays, for the curvature that its rows leave out, and by which share of
 what is missing there a displacement must lead away."""
-_FAR, _ENDLESS = 10.0, 1e6
-_FEW = 4
-"""Pairs that are measured again for every command rather than all anew for a tighter selection."""
+_ENDLESS, _UNBOUNDED = 1e6, 1e30
 
 
 class Clearance:
@@ -63,10 +59,8 @@ class Clearance:
         """
         import mujoco  # only here: whoever needs no distances needs no simulator
 
-        self._mujoco = mujoco
         self.model, self.data, self.margin, self.near = model, mujoco.MjData(model), margin, near
         numbers = joint_numbers(model, joints)
-        self._places = block(model.jnt_qposadr[numbers])
         self._tree = tree_of(model, numbers, [(int(body), np.zeros(3)) for body in model.geom_bodyid])
         if pairs is None:
             self.pairs = _pairs(model, set(numbers))
@@ -75,16 +69,23 @@ class Clearance:
             self.pairs = [(first, second) for first, second in names]
         if not self.pairs:
             raise ConfigError("no pair of geoms can touch: name the pairs, or give the geoms contype and conaffinity")
-        self._reach = np.array([[_reach(model, joint, *pair) for joint in numbers] for pair in self.pairs])
-        self._measured: tuple[np.ndarray, np.ndarray] | None = None
-        self._ends = np.zeros(6)
+        self._scene = Scene(
+            pairs=np.array(self.pairs, np.int64),
+            reach=np.array([[_reach(model, joint, *pair) for joint in numbers] for pair in self.pairs]),
+            places=np.asarray(model.jnt_qposadr[numbers], np.int64),
+            qpos=self.data.qpos,
+            addresses=addresses(model, self.data),
+            known=np.full(len(numbers), np.nan),
+            apart=np.zeros(len(self.pairs)),
+        )
+        self._square = np.eye(len(numbers))
+        self._check()
         self.solver = importlib.util.find_spec("daqp") is not None
         """Whether `slide` can propose anything: the package ``daqp`` (extra ``safety``) is there."""
 
     def distance(self, command: np.ndarray) -> float:
         """Return the smallest distance in metres of any pair at ``command`` (A,); negative where they overlap."""
-        self._place(command)
-        return min(self._distances(self.pairs))
+        return float(smallest_distance(command, *self._scene))
 
     def excess(self, commands: np.ndarray, permitted: float = 0.0) -> float:
         """Return by how many metres the worst of a path of ``commands`` (T, A) is too near; not positive if none is.
@@ -92,56 +93,33 @@ class Clearance:
         It ends with the first that is too near by more than ``permitted``. What cannot matter is left out: a pair comes
         no nearer than by the motions of the joints between its geoms times their reaches, so that one that was farther
         apart than that when it was last measured is safe, and so are commands between two that leave more room.
+
+        Raises:
+            ValueError: a command is not finite.
         """
-        chosen, travelled = self._near(commands, 0.0)
-        if not len(chosen):
-            return 0.0
-        near, last = [self.pairs[k] for k in chosen], len(commands) - 1
-        found = {last: self._too_near(commands[last], near)}  # a path that is refused is so for its end, mostly
-        if found[last] > permitted or not last:
-            return found[last]
-        found[0] = self._too_near(commands[0], near)
-        worst, open_ends = max(found.values()), [(0, last)]
-        while worst <= permitted and open_ends:
-            start, end = open_ends.pop()
-            if end - start < 2 or found[start] + found[end] + travelled[end] - travelled[start] <= 0.0:
-                continue  # nothing lies between, or no command between can be too near
-            middle = (start + end) // 2
-            found[middle] = self._too_near(commands[middle], near)
-            worst = max(worst, found[middle])
-            open_ends += [(start, middle), (middle, end)]
-        return worst
+        return float(path_excess(commands, self.margin, permitted, *self._scene))
 
     def forget(self) -> None:
         """Measure all pairs anew; call it when something in the model has moved that is not commanded."""
-        self._measured = None
+        self._scene.known[:] = np.nan
 
-    def _near(self, commands: np.ndarray, room: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return the pairs that may be within margin and ``room`` on a path, and how far they may have come (T,).
+    def _check(self) -> None:
+        """Measure every pair from Python, where an error of MuJoCo is an exception; in compiled code it is the end.
 
-        The pairs are numbers. Raises `ValueError` if a command (T, A) is not finite.
+        The geoms lie in each other, which is what takes the most of the model's memory.
         """
-        place, rooms = self._measured or self._measure(commands[0])
-        near, travelled = near_pairs(commands, place, rooms, self._reach, room)
-        if len(near) <= _FEW or np.array_equal(commands[0], place):
-            return near, travelled
-        return near_pairs(commands, *self._measure(commands[0]), self._reach, room)
+        import mujoco
 
-    def _measure(self, command: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Measure all pairs at ``command`` (A,); return and remember both, the distances (P,) less the margin."""
-        if not np.isfinite(command).all():
-            raise ValueError("a command on the path is not finite")
-        self._place(command)
-        self._measured = (command.copy(), np.array(self._distances(self.pairs)) - self.margin)
-        return self._measured
-
-    def _too_near(self, command: np.ndarray, pairs: list[tuple[int, int]]) -> float:
-        self._place(command)
-        return self.margin - min(self._distances(pairs))
-
-    def _distances(self, pairs: list[tuple[int, int]]) -> list[float]:
-        model, data, measure = self.model, self.data, self._mujoco.mj_geomDistance
-        return [measure(model, data, first, second, _FAR, None) for first, second in pairs]
+        mujoco.mj_kinematics(self.model, self.data)
+        pair, places = self.pairs[0], self.data.geom_xpos.copy()
+        try:
+            for pair in self.pairs:
+                self.data.geom_xpos[pair[0]] = places[pair[1]]
+                mujoco.mj_geomDistance(self.model, self.data, *pair, self.near, None)
+                self.data.geom_xpos[:] = places
+        except mujoco.FatalError as error:
+            first, second = (mujoco.mj_id2name(self.model, mujoco.mjtObj.mjOBJ_GEOM, geom) for geom in pair)
+            raise ConfigError(f"the distance of {first} and {second} cannot be measured: {error}") from error
 
     def slide(
         self, command: np.ndarray, wanted: np.ndarray, low: np.ndarray, high: np.ndarray, brake: np.ndarray
@@ -165,73 +143,18 @@ class Clearance:
             return None
         import daqp
 
-        size = len(command)
-        upper, lower = np.concatenate([high, np.full(len(rows), 1e30)]), np.concatenate([low, -bounds])
-        sense = np.zeros(size + len(rows), np.int32)
-        found, _, state, _ = daqp.solve(np.eye(size), -wanted, rows, upper, lower, sense)
-        return np.clip(found, low, high) if state == _SOLVED else None
+        size, count = len(command), len(rows)
+        upper, lower = np.full(size + count, _UNBOUNDED), np.empty(size + count)
+        upper[:size], lower[:size], lower[size:] = high, low, -bounds
+        found, _, state, _ = daqp.solve(self._square, -wanted, rows, upper, lower, np.zeros(size + count, np.int32))
+        return np.minimum(np.maximum(found, low), high) if state == _SOLVED else None
 
     def _rows(self, command: np.ndarray, brake: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return how the distance of each near pair changes (P, A) per displacement, and by how much it may shrink."""
-        pairs = [self.pairs[k] for k in self._near(command[None], self.near)[0]]
-        self._place(command)
-        kept, ends = [], []
-        for first, second in pairs:
-            distance = self._mujoco.mj_geomDistance(self.model, self.data, first, second, self.near, self._ends)
-            if distance < self.near and abs(distance) >= _TOUCHING:
-                kept.append((first, second))
-                ends.append((*self._ends, distance))
-        if not kept:
-            return np.zeros((0, len(command))), np.zeros(0)
-        measured = np.array(ends)
-        rows = approaches(np.asarray(command, float), np.array(kept), measured, *self._tree)
-        room, brakes = measured[:, 6] - self.margin - _SPARE, np.maximum(0.5 * np.abs(rows) @ brake, 1e-12)
-        return rows, np.where(room > 0.0, braking_step(np.maximum(room, 0.0), brakes), _RETURN * room)
-
-    def _place(self, command: np.ndarray) -> None:
-        self.data.qpos[self._places] = command
-        self._mujoco.mj_kinematics(self.model, self.data)
-
-
-@compiled(numba.types.Tuple((NEW_INTEGERS, NEW_VECTOR))(MATRIX, VECTOR, VECTOR, MATRIX, NUMBER))
-def near_pairs(
-    commands: np.ndarray, place: np.ndarray, rooms: np.ndarray, reach: np.ndarray, room: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return which pairs may come within ``room`` on a path, and how far the quickest of them may have come (T,).
-
-    Args:
-        commands: (T, A) the path.
-        place: (A,) command at which the pairs were measured.
-        rooms: (P,) what each pair was apart there, less the margin.
-        reach: (P, A) by how many metres a unit of each joint changes each pair's distance at most.
-        room: metres.
-
-    Raises:
-        ValueError: a command is not finite.
-    """
-    moved, found, quickest = np.zeros(len(place)), np.empty(len(rooms), np.int64), np.zeros(len(place))
-    for k in range(len(place)):
-        moved[k] = abs(commands[0, k] - place[k])
-        for tick in range(1, len(commands)):
-            moved[k] += abs(commands[tick, k] - commands[tick - 1, k])
-        if not np.isfinite(moved[k]):
-            raise ValueError("a command on the path is not finite")
-    count = 0
-    for pair in range(len(rooms)):
-        way = room
-        for k in range(len(place)):
-            way += reach[pair, k] * moved[k]
-        if rooms[pair] <= way:
-            found[count] = pair
-            count += 1
-            for k in range(len(place)):
-                quickest[k] = max(quickest[k], reach[pair, k])
-    travelled = np.zeros(len(commands))
-    for tick in range(1, len(commands)):
-        travelled[tick] = travelled[tick - 1]
-        for k in range(len(place)):
-            travelled[tick] += quickest[k] * abs(commands[tick, k] - commands[tick - 1, k])
-    return found[:count].copy(), travelled
+        command = np.asarray(command, float)
+        pairs, ends = near_ends(command[None], self.near, *self._scene)
+        rows = approaches(command, pairs, ends, *self._tree)
+        return rows, approach_bounds(rows, ends[:, 6] - (self.margin + _SPARE), brake, _RETURN)
 
 
 def _pairs(model: mujoco.MjModel, joints: set[int]) -> list[tuple[int, int]]:

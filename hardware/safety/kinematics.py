@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numba
 import numpy as np
 
-from hardware.safety.compiled import (
-    INTEGERS,
+from robot_rl.core.compiled import (
+    INTEGER_MATRIX,
     MATRIX,
     NEW_BLOCK,
     NEW_MATRIX,
@@ -315,7 +315,7 @@ def tool_surely_even(
     return surely_even(jacobian(command, bodies, joints, points), ratio)
 
 
-@compiled(NEW_MATRIX(VECTOR, INTEGERS, MATRIX, *_TREE))
+@compiled(NEW_MATRIX(VECTOR, INTEGER_MATRIX, MATRIX, *_TREE))
 def approaches(
     command: np.ndarray,
     pairs: np.ndarray,

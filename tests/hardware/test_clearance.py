@@ -50,6 +50,14 @@ def chain(solver=True, **options):
     return found
 
 
+def distances(clearance, command):
+    """Distances of all pairs, by MuJoCo from Python."""
+    data = mujoco.MjData(clearance.model)
+    data.qpos[:] = command
+    mujoco.mj_kinematics(clearance.model, data)
+    return np.array([mujoco.mj_geomDistance(clearance.model, data, *pair, 10.0, None) for pair in clearance.pairs])
+
+
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), solver=st.booleans(), replaced=st.booleans())
 def test_whatever_is_asked_the_margin_and_every_limit_hold(seed, solver, replaced):
@@ -117,17 +125,15 @@ def test_the_shortcut_over_a_path_sees_what_every_single_command_shows():
 def test_the_reach_bounds_how_far_any_point_travels():
     model = mujoco.MjModel.from_xml_string(ARM)
     clearance, rng = Clearance(model, JOINTS), np.random.default_rng(1)
+    reach = clearance._scene.reach
     for _ in range(300):
         here = rng.uniform(LIMITS.low, LIMITS.high)
         there = here + rng.normal(0, 0.1, 4) * (rng.random(4) < 0.5)
         there[3] = np.clip(there[3], 0, 0.1)
-        clearance._place(here)
-        before = np.array(clearance._distances(clearance.pairs))
-        clearance._place(there)
-        after = np.array(clearance._distances(clearance.pairs))
-        assert (np.abs(after - before) <= clearance._reach @ np.abs(there - here) + 1e-9).all()
-    assert (clearance._reach > 0).any(axis=1).all()
-    assert (clearance._reach == 0).any()  # no joint above both geoms of a pair moves them against each other
+        before, after = distances(clearance, here), distances(clearance, there)
+        assert (np.abs(after - before) <= reach @ np.abs(there - here) + 1e-9).all()
+    assert (reach > 0).any(axis=1).all()
+    assert (reach == 0).any()  # no joint above both geoms of a pair moves them against each other
 
 
 def test_workspace_and_clearance_hold_together():
@@ -179,3 +185,55 @@ def test_what_cannot_work_is_refused():
     )
     with pytest.raises(ConfigError, match="neither hinge nor slide"):
         Clearance(free, ("f",))
+
+
+CUBE = " ".join(f"{x} {y} {z}" for x in (-0.1, 0.1) for y in (-0.1, 0.1) for z in (-0.1, 0.1))
+SHAPES = """
+<mujoco>
+  <size memory="{memory}"/>
+  <asset><mesh name="cube" vertex="{cube}"/></asset>
+  <worldbody>
+    <geom name="floor" type="plane" size="2 2 0.1"/>
+    <geom name="box" type="box" size="0.1 0.2 0.3" pos="1 0 0.5"/>
+    <geom name="cylinder" type="cylinder" size="0.1 0.2" pos="-1 0 0.5"/>
+    <body pos="0 0 1"><joint name="x" type="slide" axis="1 0 0"/><joint name="turn" axis="0 1 0"/>
+      <geom name="mesh" type="mesh" mesh="cube"/><geom name="ball" type="ellipsoid" size="0.1 0.2 0.1" pos="0.2 0 0"/>
+    </body>
+  </worldbody>
+</mujoco>"""
+
+
+def test_distances_of_all_shapes_are_those_that_python_measures():
+    clearance = Clearance(mujoco.MjModel.from_xml_string(SHAPES.format(memory="1M", cube=CUBE)), ("x", "turn"))
+    assert len(clearance.pairs) == 6
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        command = rng.uniform((-1.0, -3.0), (1.0, 3.0))
+        found = distances(clearance, command)
+        assert clearance.distance(command) == found.min()
+        clearance.forget()
+        assert clearance.excess(command[None], np.inf) == max(clearance.margin - found.min(), 0.0)
+        np.testing.assert_array_equal(clearance._scene.apart, found)
+
+
+def test_a_model_without_the_memory_that_distances_take_is_refused():
+    with pytest.raises(ConfigError, match=r"the distance of .* and .* cannot be measured: .*out of memory"):
+        Clearance(mujoco.MjModel.from_xml_string(SHAPES.format(memory="10K", cube=CUBE)), ("x", "turn"))
+
+
+def test_what_moved_by_itself_is_measured_anew_once_it_is_said():
+    clearance = Clearance(mujoco.MjModel.from_xml_string(ARM), JOINTS)
+    assert clearance.excess(START[None]) <= 0.0
+    clearance.model.geom_pos[clearance.model.geom("post").id] = (-0.1, 0.3, 0.35)  # where the arm is
+    assert clearance.excess(START[None]) <= 0.0
+    clearance.forget()
+    assert clearance.excess(START[None]) > 0.0
+
+
+def test_a_command_that_is_no_number_is_an_error():
+    clearance = Clearance(mujoco.MjModel.from_xml_string(ARM), JOINTS)
+    for place in (0, 1):
+        path = np.stack([START, START])
+        path[place, 2] = np.nan
+        with pytest.raises(ValueError, match="not finite"):
+            clearance.excess(path)

@@ -128,7 +128,7 @@ def test_nothing_is_compiled_after_the_import():
 def test_where_nothing_can_be_written_it_compiles_for_this_process(tmp_path):
     """A robot's file system may be read-only; the start takes longer there."""
     code = (  # code that comes from no file has no place for a cache
-        "from hardware.safety.compiled import NUMBER, compiled\nprint(compiled(NUMBER(NUMBER))(lambda x: 2 * x)(3.0))"
+        "from robot_rl.core.compiled import NUMBER, compiled\nprint(compiled(NUMBER(NUMBER))(lambda x: 2 * x)(3.0))"
     )
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)

@@ -1,4 +1,4 @@
-"""How the arithmetic of the chain is compiled: for stated types, when its module is imported, never inside a tick."""
+"""How arithmetic is compiled: for stated types, when its module is imported, never inside a control tick."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ F = TypeVar("F", bound=Callable[..., Any])
 NUMBER, INTEGER, TRUTH = types.float64, types.int64, types.boolean
 VECTOR, MATRIX = (types.Array(types.float64, rank, "A", readonly=True) for rank in (1, 2))
 """Arguments: arrays of float64 of any layout, which are not written."""
-INTEGERS = types.Array(types.int64, 2, "A", readonly=True)
-NEW_INTEGERS = types.Array(types.int64, 1, "C")
+INTEGERS, INTEGER_MATRIX = (types.Array(types.int64, rank, "A", readonly=True) for rank in (1, 2))
 NEW_VECTOR, NEW_MATRIX, NEW_BLOCK = (types.Array(types.float64, rank, "C") for rank in (1, 2, 3))
-"""Results: new arrays, laid out as numpy lays them out."""
+NEW_INTEGER_MATRIX = types.Array(types.int64, 2, "C")
+"""Results, and arguments that are written: laid out as numpy lays out new arrays."""
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": True}
 """Divisions by zero give what numpy gives; an index beyond an array is an error, never a look at foreign memory."""
 
 
-def compiled(signature: Any) -> Callable[[F], F]:
+def compiled(signature: Any, **options: Any) -> Callable[[F], F]:
     """Return a decorator that compiles a function for ``signature`` at once; the machine code is kept on disk.
+
+    ``options`` are those of `numba.njit` and take precedence over what holds for all.
 
     Kept code is renewed when the file of its function changes, and only that file is looked at: what a compiled
     function calls, and every constant in it, belongs into the same file. Where nothing can be written, each start
     compiles anew, in seconds.
     """
-    return _kept(numba.njit, signature, **_OPTIONS)
+    return _kept(numba.njit, signature, **(_OPTIONS | options))
 
 
 def compiled_ufunc(signature: Any) -> Callable[[F], F]:
