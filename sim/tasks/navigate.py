@@ -18,6 +18,7 @@ from robot_rl.core.paths import data_file
 from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.data.frames import Frames
 from sim.engine import ALL, BatchEnv, Lanes
+from sim.lidar import PlanarLidar
 from sim.navigation_expert import PlannerExpert
 from sim.planner import (
     SHORTEST,
@@ -94,6 +95,8 @@ class Scene:
     """Path length to the goal from everywhere."""
     starts: np.ndarray
     """(S, 2) m: points at least `MINIMUM_LENGTH` of way from the goal."""
+    geoms: dict[str, np.ndarray]
+    """Fields of the model's boxes (``pos``, ``quat``, ``size``, ``rbound``), a row per box."""
     _lengths: dict[int, float] = field(default_factory=dict)
     _reference: CostToGo | None = None
 
@@ -125,7 +128,20 @@ def scene(family: str, parameters: RoomParameters, seed: int) -> Scene:
         lengths = shortest.length(points)
         starts = points[np.isfinite(lengths) & (lengths >= MINIMUM_LENGTH)]
         if len(starts) >= STARTS_PER_WORLD:
-            return Scene(world, goal, shortest, starts[:STARTS_PER_WORLD])
+            return Scene(world, goal, shortest, starts[:STARTS_PER_WORLD], _box_geoms(world.boxes))
+
+
+def _box_geoms(boxes: np.ndarray) -> dict[str, np.ndarray]:
+    """Return `Scene.geoms` of a world's boxes (B, 5); those without extent lie below the floor."""
+    used = boxes[:, 2] > 0.0
+    height, zero = np.full(len(boxes), LIDAR_HEIGHT * 1.5), np.zeros(len(boxes))
+    size = np.where(used[:, None], np.column_stack([boxes[:, 2:4], height]), 0.01)
+    return {
+        "pos": np.column_stack([boxes[:, :2], np.where(used, height, -5.0)]),
+        "quat": np.column_stack([np.cos(boxes[:, 4] / 2), zero, zero, np.sin(boxes[:, 4] / 2)]),
+        "size": size,
+        "rbound": np.sqrt((size**2).sum(axis=1)),
+    }
 
 
 class Navigate(BatchEnv):
@@ -165,11 +181,12 @@ class Navigate(BatchEnv):
         batch, model = self.batch, self.model
         self.qpos, self.qvel, self.ctrl = batch.bind("qpos"), batch.bind("qvel"), batch.bind("ctrl")
         self._contacts, self._goal_body = batch.bind("ncon"), batch.bind("mocap_pos")
-        self._first_box = model.geom("box_0").id
-        self._box_fields = {key: batch.expand(f"geom_{key}") for key in ("pos", "quat", "size", "rbound", "rgba")}
-        self._base_body = model.body("base_link").id
-        self._geom_group = np.array([1, 0, 0, 0, 0, 0], np.uint8)
-        self._beams = -np.pi + np.arange(BEAMS) * (2 * np.pi / BEAMS)
+        first = model.geom("box_0").id
+        self._boxes = slice(first, first + self.parameters.boxes)
+        self._box_fields = {key: batch.expand(f"geom_{key}") for key in ("pos", "quat", "size", "rbound")}
+        beams = -np.pi + np.arange(BEAMS) * (2 * np.pi / BEAMS)
+        self._lane_numbers = np.arange(num_envs)
+        self._lidar = PlanarLidar(num_envs, self.parameters.boxes, beams, LIDAR_RANGE)
         # The base's own servos bound its acceleration: a command may cross its range within one control step.
         self.command_velocity = np.array([SPEED[1] - SPEED[0], 2 * TURN_RATE]) * RATE_HZ
         self.command_acceleration = self.command_velocity * RATE_HZ
@@ -211,7 +228,9 @@ class Navigate(BatchEnv):
             found = scene(self.family, self.parameters, world_seed(self.episode_seed[lane], self.worlds))
             start = int(rng.integers(len(found.starts)))
             self.scenes[lane] = found
-            self._place_boxes(lane, found.world.boxes)
+            for key, rows in found.geoms.items():
+                self._box_fields[key][lane, self._boxes] = rows
+            self._lidar.place(lane, found.world.boxes)
             self.qpos[lane] = (*found.starts[start], rng.uniform(-np.pi, np.pi))
             self.goal[lane] = found.goal
             self._goal_body[lane, 0] = (*found.goal, 0.0)
@@ -220,22 +239,6 @@ class Navigate(BatchEnv):
                 self._way[lane] = found.shortest.length(found.starts[start])
         self.path_length[lanes] = 0.0
         self._previous[lanes] = self.qpos[lanes, :2]
-
-    def _place_boxes(self, lane: int, boxes: np.ndarray) -> None:
-        """Write a world's boxes (B, 5) into the lane's model."""
-        rows = slice(self._first_box, self._first_box + len(boxes))
-        used = boxes[:, 2] > 0.0
-        height = LIDAR_HEIGHT * 1.5
-        size = np.where(used[:, None], np.column_stack([boxes[:, 2:4], np.full(len(boxes), height)]), 0.01)
-        self._box_fields["size"][lane, rows] = size
-        self._box_fields["pos"][lane, rows, :2] = boxes[:, :2]
-        self._box_fields["pos"][lane, rows, 2] = np.where(used, height, -5.0)
-        self._box_fields["quat"][lane, rows, 0] = np.cos(boxes[:, 4] / 2)
-        self._box_fields["quat"][lane, rows, 1:3] = 0.0
-        self._box_fields["quat"][lane, rows, 3] = np.sin(boxes[:, 4] / 2)
-        # Rays pass by what is fully transparent without testing its shape, which saves a quarter of the lidar's time.
-        self._box_fields["rgba"][lane, rows, 3] = used
-        self._box_fields["rbound"][lane, rows] = np.sqrt((size**2).sum(axis=1))
 
     def apply(self, actions: np.ndarray) -> None:
         """Turn (speed, turn rate) into the speeds of the two wheels."""
@@ -248,27 +251,19 @@ class Navigate(BatchEnv):
         qpos, qvel = self.qpos[lanes], self.qvel[lanes]
         cosine, sine = np.cos(qpos[:, 2]), np.sin(qpos[:, 2])
         offset = self.goal[lanes] - qpos[:, :2]
-        ahead = cosine * offset[:, 0] + sine * offset[:, 1]
-        left = cosine * offset[:, 1] - sine * offset[:, 0]
-        distance = np.maximum(np.hypot(ahead, left), 1e-6)
-        speed = cosine * qvel[:, 0] + sine * qvel[:, 1]
-        columns = (distance, ahead / distance, left / distance, ahead, left, speed, qvel[:, 2])
-        lidar = self._scan(qpos, lanes)
-        nearness = 1.0 / np.maximum(lidar, np.float32(ROBOT_RADIUS))
-        return {"lidar": lidar, "nearness": nearness, "goal": np.stack(columns, axis=-1).astype(np.float32)}
+        goal = np.empty((len(qpos), 7), np.float32)
+        goal[:, 3] = ahead = cosine * offset[:, 0] + sine * offset[:, 1]
+        goal[:, 4] = left = cosine * offset[:, 1] - sine * offset[:, 0]
+        goal[:, 0] = distance = np.maximum(np.sqrt(ahead * ahead + left * left), 1e-6)
+        goal[:, 1], goal[:, 2] = ahead / distance, left / distance
+        goal[:, 5] = cosine * qvel[:, 0] + sine * qvel[:, 1]
+        goal[:, 6] = qvel[:, 2]
+        lidar = self.scan(lanes)
+        return {"lidar": lidar, "nearness": 1.0 / np.maximum(lidar, np.float32(ROBOT_RADIUS)), "goal": goal}
 
-    def _scan(self, qpos: np.ndarray, lanes: Lanes) -> np.ndarray:
-        """Return the ranges (K, 36) float32 in metres from the poses (K, 3) of ``lanes``."""
-        angle = qpos[:, 2, None] + self._beams
-        direction = np.zeros((len(qpos), BEAMS, 3))
-        np.cos(angle, out=direction[..., 0])
-        np.sin(angle, out=direction[..., 1])
-        origin = np.full((len(qpos), 1, 3), LIDAR_HEIGHT)
-        origin[:, 0, :2] = qpos[:, :2]
-        ids = None if isinstance(lanes, slice) else lanes
-        ranges, _ = self.batch.ray(origin, direction, geomgroup=self._geom_group, bodyexclude=self._base_body, ids=ids)
-        ranges[ranges < 0.0] = LIDAR_RANGE
-        return np.minimum(ranges, LIDAR_RANGE).astype(np.float32)
+    def scan(self, lanes: Lanes = ALL) -> np.ndarray:
+        """Return the lidar's ranges (K, 36) float32 in metres."""
+        return self._lidar.scan(self.qpos[lanes], self._lane_numbers[lanes])
 
     def measure(self) -> None:
         """Contacts, distances and path lengths after a control step."""
