@@ -4,11 +4,13 @@ Two processes over ROS 2 on this machine: the executor of `hardware.control.exec
 settings and the safety chain on, and a policy of 4 M parameters that plans at each of its 20 steps per second on one
 thread (traced, see `hardware.policy_process.trace_network`). In turn with it, so that whatever else runs on the machine
 disturbs all alike: the same without the real-time priority that the default asks for, and the same tick called by an
-rclpy timer in the thread that also serves the subscriptions, which is how a ROS 2 node is usually written. Two more run
-beside three cameras, whose images arrive in the executor's process: at 100 and at 500 Hz.
+rclpy timer in the thread that also serves the subscriptions, which is how a ROS 2 node is usually written. Three more
+run beside three cameras, whose images arrive in the executor's process: at 100 and at 500 Hz, with the real-time
+priority that the executor asks for by default, and at 100 Hz without; there the policy is an ONNX file.
 
 Run: ``make bench NAME=control_loop`` or ``python benchmarks/control_loop.py [--seconds 60] [--rounds 3] [--extras]``.
-Ten minutes, for what memory does: ``--seconds 600 --rounds 1 --kinds cameras fast_cameras --name control_loop_long``.
+Ten minutes, for what memory does: ``--seconds 600 --rounds 1 --kinds cameras fast_cameras cameras_normal --name
+control_loop_long``.
 """
 
 from __future__ import annotations
@@ -52,9 +54,10 @@ EXPLANATION = (
     "realtime asks for that priority, as the executor does by default (realtime_priority says whether it was granted); "
     "rclpy_timer, at normal priority, calls the same tick from a timer. Extras, on request: on_ticks replaces no "
     "command, so that a chunk waits for the next tick; pinned keeps loop and policy to a processor each, which is for "
-    "machines with nothing else to do. cameras and fast_cameras (500 Hz), at normal priority: three cameras' worth of "
-    "640x480 images at 30 Hz arrive beside it, with the Fast DDS profile for images. Memory: slope of the executor's "
-    "resident set over the last two thirds of the run; what a short run shows is mostly start-up."
+    "machines with nothing else to do. cameras and fast_cameras (500 Hz), with the priority that is asked for by "
+    "default, and cameras_normal: three cameras' worth of 640x480 images at 30 Hz arrive beside it, with the Fast DDS "
+    "profile for images. Load by other programs: what was taken from the machine counts too. Memory: slope of the "
+    "executor's resident set over the last two thirds of the run; what a short run shows is mostly start-up."
 )
 KINDS: dict[str, dict[str, Any]] = {
     "normal": {"realtime_priority": 0},
@@ -62,10 +65,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "rclpy_timer": {"realtime_priority": 0},
     "on_ticks": {"realtime_priority": 0, "replace_within_tick": False},
     "pinned": {"realtime_priority": 0, "pin": True},
-    "cameras": {"realtime_priority": 0},
-    "fast_cameras": {"realtime_priority": 0, "tick_rate_hz": 500.0},
+    "cameras": {},
+    "fast_cameras": {"tick_rate_hz": 500.0},
+    "cameras_normal": {"realtime_priority": 0},
 }
 """Settings of the executor by kind of run."""
+EXPORTED = "exported"
+"""Directory of the ONNX file beside what the processes write."""
 EXTRAS = ("on_ticks", "pinned")
 """Kinds that run on request."""
 
@@ -96,21 +102,35 @@ def resident_mib() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def random_policy() -> Any:
+    """Return the policy that is served, without training."""
+    import torch
+
+    from hardware.robots.fake import FakeRobot
+    from robot_rl.policies.chunked import ChunkedConfig, ChunkedPolicy
+
+    torch.manual_seed(0)
+    spec = FakeRobot(JOINTS, rate_hz=POLICY_RATE).spec
+    return ChunkedPolicy(spec, ChunkedConfig(width=512, depth=3, execute_steps=1, sample_steps=SAMPLE_STEPS)).eval()
+
+
 def policy_role(output: Path, stop: threading.Event, seconds: float, kind: str) -> None:
     """Serve a random policy of realistic size; write when each observation was read and its chunk sent."""
     import torch
 
     from hardware.policy_process import serve, trace_network
-    from hardware.robots.fake import FakeRobot
     from hardware.ros.link import RosPolicyLink
     from robot_rl.core.policy import ActionChunk
     from robot_rl.core.robot import StampedObservation
-    from robot_rl.policies.chunked import ChunkedConfig, ChunkedPolicy
+    from robot_rl.policies.checkpoint import load_policy
 
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    spec = FakeRobot(JOINTS, rate_hz=POLICY_RATE).spec
-    policy = ChunkedPolicy(spec, ChunkedConfig(width=512, depth=3, execute_steps=1, sample_steps=SAMPLE_STEPS)).eval()
+    policy: Any = random_policy()
+    parameters = sum(one.numel() for one in policy.parameters())  # what runs keeps none by that name
+    if "cameras" in kind:
+        policy = load_policy(output.parent / EXPORTED)
+    else:
+        trace_network(policy)
     times: Notes = Notes(seconds, POLICY_RATE)
 
     class TimedLink(RosPolicyLink):
@@ -125,9 +145,7 @@ def policy_role(output: Path, stop: threading.Event, seconds: float, kind: str) 
             super().send_chunk(chunk)
 
     link = TimedLink()
-    parameters = sum(one.numel() for one in policy.parameters())  # a traced network keeps none by that name
     try:
-        trace_network(policy)
         serve(policy, link, stop, pin=kind == "pinned")
     finally:
         link.close()
@@ -364,6 +382,10 @@ def measure(kind: str, seconds: float, directory: Path) -> tuple[dict[str, Any],
 
     outputs = {name: directory / f"{kind}-{name}.json" for name in ("policy", "executor")}
     command = [sys.executable, str(Path(__file__).resolve()), "--seconds", str(seconds), "--kind", kind]
+    if "cameras" in kind:
+        from robot_rl.policies.export import export_policy
+
+        export_policy(random_policy(), directory / EXPORTED)
     start, (busy, own) = time.monotonic(), processor_seconds()
     with Supervisor(directory / kind) as supervisor:
         one_thread = {"OMP_NUM_THREADS": "1"}

@@ -2,7 +2,7 @@
 
 Without privileges a thread of Linux may still ask for exact timers, for a short time slice (it is then scheduled before
 others that computed longer), and for a processor that the policy keeps off. None of these is a guarantee: a loop beside
-other busy programs needs the real-time priority.
+other busy programs needs the real-time priority, and so do the threads that share its interpreter (`MessengerThread`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import os
 import platform
 import struct
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +95,8 @@ def control_thread(priority: int, pin: bool) -> Iterator[None]:
     gc.collect()
     gc.freeze()  # what exists by now stays, and need not be looked through on every collection
     realtime = request_realtime(priority)
+    if realtime:
+        MessengerThread.promote(max(1, priority - 1))
     set_timer_slack(_TIMER_SLACK_NS)
     if not realtime:
         set_time_slice(_SLICE_NS)
@@ -103,6 +107,7 @@ def control_thread(priority: int, pin: bool) -> Iterator[None]:
         yield
     finally:
         if realtime:
+            MessengerThread.promote(0)
             release_realtime()
         set_time_slice(0)
         if cpu is not None:
@@ -110,6 +115,46 @@ def control_thread(priority: int, pin: bool) -> Iterator[None]:
         set_timer_slack(slack)
         sys.setswitchinterval(interval)
         gc.unfreeze()
+
+
+class MessengerThread(threading.Thread):
+    """A thread that takes in or hands on messages in the process of a control loop, and computes little itself.
+
+    It shares the interpreter with the loop: were it kept from the processor by another program while it holds that, the
+    loop would wait, however high its own priority. So it has the priority below while such a loop runs.
+    """
+
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+    _running: ClassVar[set[int]] = set()
+    """Numbers of the threads as the system knows them."""
+    _priority: ClassVar[int] = 0
+
+    @classmethod
+    def promote(cls, priority: int) -> None:
+        """Give all of them, and those that start from now on, the real-time ``priority``; 0 takes it away."""
+        with cls._lock:
+            cls._priority = priority
+            for number in cls._running:
+                _schedule(number, priority)
+
+    def run(self) -> None:
+        """Do the thread's work."""
+        number = threading.get_native_id()
+        with self._lock:
+            self._running.add(number)
+            if self._priority:
+                _schedule(number, self._priority)
+        try:
+            super().run()
+        finally:
+            with self._lock:
+                self._running.discard(number)
+
+
+def _schedule(thread: int, priority: int) -> None:
+    """Give ``thread`` a real-time priority, which its process may have, or a normal one with 0."""
+    policy = os.SCHED_FIFO if priority else os.SCHED_OTHER
+    os.sched_setscheduler(thread, policy, os.sched_param(priority))
 
 
 def control_cpu() -> int | None:

@@ -70,3 +70,42 @@ def test_a_time_slice_keeps_niceness_and_a_real_time_policy():
     assert found["nice"] == 3
     assert not found.get("beside real time", False)
     assert found.get("policy", os.SCHED_FIFO) == os.SCHED_FIFO
+
+
+@linux
+def test_threads_that_share_the_interpreter_with_the_loop_have_the_priority_below():
+    stop, found = threading.Event(), {}
+
+    def start(kind):
+        ready = threading.Event()
+        thread = kind(target=lambda: (ready.set(), stop.wait(10.0)), daemon=True)
+        thread.start()
+        assert ready.wait(5.0)
+        return thread
+
+    def scheduling(thread):
+        return os.sched_getscheduler(thread.native_id), os.sched_getparam(thread.native_id).sched_priority
+
+    def loop():  # a thread of its own, whose settings end with it
+        with realtime.control_thread(30, pin=False):
+            threads["later"] = start(realtime.MessengerThread)
+            found["granted"] = os.sched_getscheduler(0) == os.SCHED_FIFO
+            found["meanwhile"] = {name: scheduling(thread) for name, thread in threads.items()}
+        found["after"] = {name: scheduling(thread) for name, thread in threads.items() if name != "later"}
+        found["later"] = scheduling(threads["later"])
+
+    normal, raised = (os.SCHED_OTHER, 0), (os.SCHED_FIFO, 29)
+    threads = {"messenger": start(realtime.MessengerThread), "other": start(threading.Thread)}
+    try:
+        runner = threading.Thread(target=loop)
+        runner.start()
+        runner.join(10.0)
+        expected = raised if found["granted"] else normal
+        assert found["meanwhile"] == {"messenger": expected, "other": normal, "later": expected}
+        assert found["after"] == {"messenger": normal, "other": normal}
+        assert found["later"] == normal
+    finally:
+        stop.set()
+        for thread in threads.values():
+            thread.join(5.0)
+    assert not realtime.MessengerThread._running
