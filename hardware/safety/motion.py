@@ -19,7 +19,7 @@ from robot_rl.core.errors import ConfigError
 from robot_rl.core.robot import Limits
 
 _FAR = 1e9
-_SLACK = 1e-9
+_SLACK = 1e-6
 """Relative margin inside the limits that absorbs rounding, so that the result keeps them exactly."""
 _NAMED = {
     arithmetic.POSITION: SafetyFlag.POSITION_LIMITED,

@@ -1,5 +1,7 @@
 """The jerk limit: third differences stay inside it, whatever is asked, and a stop inside every limit stays possible."""
 
+import logging
+
 import numpy as np
 import pytest
 
@@ -33,8 +35,8 @@ def random_limits(rng, size):
 
 
 @pytest.mark.parametrize("kind", ["uniform", "walk", "extremes"])
-def test_hundred_thousand_random_commands_and_stops_keep_every_limit(kind):
-    # Elements are independent axes: 400 axes of random limits over 300 ticks are 1.2e5 commands per kind.
+def test_random_commands_and_stops_keep_every_limit(kind):
+    """300 commands of 400 axes, which are independent: 1.2e5 elements of random limits per kind."""
     rng, size = np.random.default_rng(7), 400
     bounds = random_limits(rng, size)
     chain = SafetyChain(bounds, DT)
@@ -105,20 +107,34 @@ def test_the_place_of_rest_is_where_the_braking_path_ends_or_a_little_beyond():
         assert (away[speeding] <= 2 * peak[speeding] + 1e-9).all()
 
 
-def test_a_smooth_motion_passes_bit_for_bit():
-    chain = SafetyChain(limits(), DT)
-    chain.anchor(np.zeros(3))
-    time = np.arange(600) * DT
-    rise = 0.3 * (time - np.sin(1.3 * time) / 1.3)  # starts with neither speed nor acceleration
-    for target in np.where(rise < 0.9, rise, 0.9)[:250, None] * np.array([1.0, -0.7, 0.5]):
-        verdict = chain.filter(target, situation())
-        assert verdict.flags == 0
-        assert (verdict.command == target).all()
-    assert not chain.counts
+def test_smooth_motions_pass_bit_for_bit():
+    """10,000 commands: random paths of seven axes, whose jerk and acceleration the limits hardly exceed."""
+    rng, count, size = np.random.default_rng(4), 500, 7
+    time = np.arange(count)[:, None] * DT
+    for _ in range(20):
+        waves = [np.sin(time * rng.uniform(0.2, 6.0, size) + rng.uniform(0, 6.3, size)) for _ in range(4)]
+        # It starts with neither speed nor acceleration.
+        path = rng.uniform(-2, 2, size) + 10 ** rng.uniform(-3, 0, size) * sum(waves) * (1 - np.exp(-time)) ** 3
+        steps = np.diff(path, axis=0, prepend=path[:1])
+        turns = np.diff(steps, axis=0, prepend=0 * steps[:1])
+        surge = 1.0001 * np.abs(np.diff(turns, axis=0, prepend=0 * turns[:1])).max(axis=0)
+        most = 1.0001 * np.abs(turns).max(axis=0)
+        # Before braking begins, a change is led back to zero, and until then the speed grows.
+        fastest = 1.0001 * (np.abs(steps) + turns**2 / (2 * surge)).max(axis=0)
+        room = fastest * (fastest / most + 2 * most / surge + 4)
+        low, high = path.min(axis=0) - room, path.max(axis=0) + room
+        chain = SafetyChain(Limits(low, high, fastest / DT, most / DT**2, surge / DT**3), DT)
+        chain.anchor(path[0])
+        for target in path:
+            verdict = chain.filter(target, situation())
+            assert verdict.flags == 0
+            assert (verdict.command == target).all()
+        assert not chain.counts
 
 
 @pytest.mark.parametrize(("jerk", "seconds"), [(20.0, 1.5), (100.0, 0.95), (1000.0, 0.8)])
-def test_a_jump_is_walked_to_without_overshoot_and_named(jerk, seconds):
+def test_a_jump_is_walked_to_without_overshoot_and_named(jerk, seconds, caplog):
+    caplog.set_level(logging.INFO)
     chain = SafetyChain(limits(1, jerk), DT)
     commands, names = [], set()
     for _ in range(200):
@@ -129,6 +145,7 @@ def test_a_jump_is_walked_to_without_overshoot_and_named(jerk, seconds):
     assert commands[-1] == 0.5
     assert np.argmax(np.array(commands) > 0.499) * DT <= seconds
     assert "jerk_limited" in names
+    assert "safety: jerk_limited (1 so far)" in caplog.messages
 
 
 def test_a_moving_target_is_caught_up_with():

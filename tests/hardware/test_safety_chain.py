@@ -1,6 +1,7 @@
 """The safety chain: what it passes, what it limits, and that a stop is always possible."""
 
 import dataclasses
+import logging
 
 import numpy as np
 import pytest
@@ -35,31 +36,48 @@ def random_limits(rng, size):
 
 
 @pytest.mark.parametrize("kind", ["uniform", "walk", "extremes"])
-def test_hundred_thousand_random_commands_stay_inside_every_limit(kind):
-    # Elements are independent axes: 400 axes of random limits over 300 ticks are 1.2e5 commands per kind.
-    rng, size = np.random.default_rng(7), 400
-    bounds = random_limits(rng, size)
-    chain = SafetyChain(bounds, DT)
-    previous, step = chain.command.copy(), np.zeros(size)
-    target = previous.copy()
-    for _ in range(300):
+def test_a_hundred_thousand_random_commands_stay_inside_every_limit(kind):
+    """Each of 34 robots of seven axes and random limits is sent 1000 commands: with three kinds more than 10^5."""
+    rng, count, size = np.random.default_rng(7), 1000, 7
+    for _ in range(34):
+        bounds = random_limits(rng, size)
+        chain = SafetyChain(bounds, DT)
         if kind == "uniform":
-            target = rng.uniform(-6, 6, size)
+            targets = rng.uniform(-6, 6, (count, size))
         elif kind == "walk":
-            target = target + rng.normal(0, 0.02, size)
+            targets = chain.command + rng.normal(0, 0.02, (count, size)).cumsum(axis=0)
         else:
-            target = rng.choice([-1e12, -1.0, 0.0, 1.0, 1e12, 5e-324], size)
-        command = chain.filter(target, situation()).command
-        assert np.isfinite(command).all()
-        assert (command >= bounds.low).all()
-        assert (command <= bounds.high).all()
-        new = command - previous
-        assert (np.abs(new) <= bounds.velocity * DT).all()
-        assert (np.abs(new - step) <= bounds.acceleration * DT**2).all()
+            targets = rng.choice([-1e12, -1.0, 0.0, 1.0, 1e12, 5e-324], (count, size))
+        # At rest before the first of them.
+        now = situation()
+        commands = np.array([chain.command] * 2 + [chain.filter(target, now).command for target in targets])
+        steps = np.diff(commands, axis=0)
+        assert np.isfinite(commands).all()
+        assert ((commands >= bounds.low) & (commands <= bounds.high)).all()
+        assert (np.abs(steps) <= bounds.velocity * DT).all()
+        assert (np.abs(np.diff(steps, axis=0)) <= bounds.acceleration * DT**2).all()
         # Never faster than both the wish and the motion before.
-        assert (np.abs(new) <= np.maximum(np.abs(target - previous), np.abs(step)) + 1e-12).all()
-        previous, step = command, new
-    assert chain.counts["post_check_failed"] == chain.counts["exception"] == 0
+        wishes = np.abs(targets - commands[1:-1])
+        assert (np.abs(steps[1:]) <= np.maximum(wishes, np.abs(steps[:-1])) + 1e-12).all()
+        assert chain.counts["post_check_failed"] == chain.counts["exception"] == 0
+
+
+def test_jumps_to_the_ends_of_the_range_never_need_the_post_check():
+    """400 axes at 1 kHz: what rounds in each of hundreds of braking ticks may not add up to a broken limit."""
+    rng, size, tick = np.random.default_rng(5), 400, 0.001
+    one = np.ones(size)
+    bounds = Limits(-rng.uniform(0.5, 1.5, size), rng.uniform(0.5, 1.5, size), 2 * one, rng.choice([2.0, 5.0], size))
+    chain = SafetyChain(bounds, tick)
+    commands = [chain.command, chain.command]
+    for k in range(7000):
+        if k in (0, 1500, 4000):
+            target = rng.choice([-4.0, 4.0], size)
+        stop = 4800 <= k < 5500  # on the way to the last ends
+        commands.append(chain.filter(None if stop else target, situation()).command)
+    steps = np.diff(commands, axis=0)
+    assert (np.abs(np.diff(steps, axis=0)) <= bounds.acceleration * tick**2).all()
+    assert (commands[-1] == np.where(target > 0, bounds.high, bounds.low)).mean() > 0.95, "they do go to the end"
+    assert chain.counts["post_check_failed"] == 0
 
 
 @settings(max_examples=150, deadline=None)
@@ -85,15 +103,40 @@ def test_a_stop_is_reachable_from_every_state(seed, ticks):
 
 
 def test_safe_commands_pass_bit_for_bit():
-    chain = SafetyChain(limits(), DT)
-    chain.anchor(np.zeros(3))
-    time = np.arange(500) * DT
-    path = (0.3 * (1 - np.cos(1.3 * time)))[:, None] * np.array([1.0, -0.7, 0.5])
+    """20,000 of them: random smooth paths of seven axes, inside limits that are hardly wider than each path needs."""
+    rng, count, size = np.random.default_rng(3), 500, 7
+    time = np.arange(count)[:, None] * DT
+    for _ in range(40):
+        waves = [np.sin(time * rng.uniform(0.2, 6.0, size) + rng.uniform(0, 6.3, size)) for _ in range(4)]
+        path = rng.uniform(-2, 2, size) + 10 ** rng.uniform(-3, 0, size) * sum(waves) * (1 - np.exp(-time)) ** 2
+        steps = np.diff(path, axis=0, prepend=path[:1])
+        turns = np.diff(steps, axis=0, prepend=0 * steps[:1])
+        spare = 1.0001
+        fastest, brake = spare * np.abs(steps).max(axis=0), spare * np.abs(turns).max(axis=0)
+        # From where each step begins, it and the braking ones after it, d, d - u, d - 2u, ..., must fit.
+        sizes = np.abs(steps)
+        ticks = np.floor(sizes / brake)
+        needed = np.sign(steps) * ((ticks + 1) * sizes - brake * ticks * (ticks + 1) / 2)
+        ends = path - steps + spare * needed
+        low, high = (np.minimum(path, ends).min(axis=0), np.maximum(path, ends).max(axis=0))
+        chain = SafetyChain(Limits(low, high, fastest / DT, brake / DT**2), DT)
+        chain.anchor(path[0])
+        for target in path:
+            verdict = chain.filter(target, situation())
+            assert verdict.flags == 0
+            assert (verdict.command == target).all()
+        assert not chain.counts
+
+
+@pytest.mark.parametrize(("what", "name"), [("velocity", "velocity_limited"), ("acceleration", "acceleration_limited")])
+def test_a_path_that_breaks_one_limit_by_a_hundredth_does_not_pass(what, name):
+    path = 0.3 * (1 - np.cos(1.3 * np.arange(500) * DT))[:, None] * np.ones(3)
+    steps = np.diff(path, axis=0, prepend=path[:1])
+    needs = {"velocity": np.abs(steps).max() / DT, "acceleration": np.abs(np.diff(steps, axis=0)).max() / DT**2}
+    chain = SafetyChain(limits(3, **(needs | {what: needs[what] / 1.01})), DT)
     for target in path:
-        verdict = chain.filter(target, situation())
-        assert verdict.flags == 0
-        assert (verdict.command == target).all()
-    assert not chain.counts
+        chain.filter(target, situation())
+    assert chain.counts[name] > 0
 
 
 def test_float32_commands_are_not_changed_by_the_conversion():
@@ -153,12 +196,14 @@ def test_a_bad_command_brakes_in_the_same_tick(target, name, caplog):
         ({"writer": "human", "command_stamp": -0.5}, "operator_lost"),
         ({"writer": "none"}, "no_writer"),
         ({"estop": True}, "emergency_stop"),
+        ({"observation": StampedObservation({"state": np.array([np.nan])}, 0, 0.0)}, "observation_not_finite"),
     ],
 )
-def test_whatever_is_old_or_not_permitted_brakes(changes, name):
+def test_whatever_is_old_or_not_permitted_brakes_and_is_named(changes, name, caplog):
     chain = SafetyChain(limits(), DT)
     verdict = chain.filter(np.full(3, 0.0001), situation(**changes))
     assert flag_names(verdict.flags) == [name]
+    assert caplog.messages == [f"safety: {name} (1 so far)"]
     assert (verdict.command == 0).all()
 
 
@@ -215,7 +260,8 @@ def test_workspace_planes_and_box_hold_whatever_is_asked(seed, kinematic):
 
 
 @pytest.mark.parametrize(("tick", "acceleration"), [(0.002, 2.0), (0.002, 1.0), (0.01, 0.3)])
-def test_a_wall_holds_for_a_robot_that_takes_hundreds_of_ticks_to_stop(tick, acceleration):
+def test_a_wall_holds_for_a_robot_that_takes_hundreds_of_ticks_to_stop(tick, acceleration, caplog):
+    caplog.set_level(logging.INFO)
     workspace = Workspace(planes=np.array([[1.0, 0.0, 0.0, -0.5]]))
     slow = limits(3, span=10.0, acceleration=acceleration)
     chain = SafetyChain(slow, tick, guards=Guards(workspace=workspace))
@@ -224,6 +270,7 @@ def test_a_wall_holds_for_a_robot_that_takes_hundreds_of_ticks_to_stop(tick, acc
         chain.filter(np.array([-9.0, 0.0, 0.0]), situation())
         assert workspace.excess(chain.command[None]) <= 1e-12
     assert chain.command[0] < 0.51, "it goes up to the wall"
+    assert "safety: workspace_limited (1 so far)" in caplog.messages
 
 
 def test_a_stop_that_cannot_be_looked_ahead_is_refused():
