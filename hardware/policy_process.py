@@ -26,7 +26,7 @@ from hardware.transport import PolicyLink
 from robot_rl.core.env import Observation
 from robot_rl.core.errors import HardwareError
 from robot_rl.core.policy import ActionChunk, Policy
-from robot_rl.core.realtime import RealTimeConfig
+from robot_rl.core.realtime import Commitment, RealTimeConfig, require_real_time
 from robot_rl.core.robot import StampedObservation
 from robot_rl.rollout.player import PolicyRunner
 
@@ -180,10 +180,11 @@ def held(chunk: ActionChunk) -> ActionChunk:
     )
 
 
-def warm_up(policy: Policy, seed: int = 0, rounds: int = 3) -> float:
+def warm_up(policy: Policy, seed: int = 0, rounds: int = 3, real_time: RealTimeConfig | None = None) -> float:
     """Run inference on zeros until caches and kernels are ready; return the seconds it took.
 
-    The policy is seeded afterwards, so that warming up changes none of its actions.
+    With ``real_time`` the policy also plans as it will while it drives, from the rest of a running chunk: that is other
+    work than a first plan. The policy is seeded afterwards, so that warming up changes none of its actions.
     """
     started = time.perf_counter()
     zeros: Observation = {}
@@ -194,6 +195,10 @@ def warm_up(policy: Policy, seed: int = 0, rounds: int = 3) -> float:
     for _ in range(rounds):
         chunk = policy.plan(zeros)
         policy.refine(zeros, chunk[:, 0])
+        if real_time is not None and real_time.method != "off":
+            rest = np.array([policy.horizon - policy.execute_steps])
+            running = Commitment(np.asarray(chunk, np.float32), rest, real_time.max_delay, real_time)
+            policy.plan(zeros, commitment=running)  # type: ignore[call-arg]
     policy.seed(seed)
     return time.perf_counter() - started
 
@@ -233,15 +238,26 @@ def trace_network(policy: Policy) -> bool:
 
 
 def load_and_warm(
-    path: str | Path, *, threads: int = 1, seed: int = 0, device: str = "cpu", trace: bool = False
+    path: str | Path,
+    *,
+    threads: int = 1,
+    seed: int = 0,
+    device: str = "cpu",
+    trace: bool = False,
+    real_time: RealTimeConfig | None = None,
 ) -> Policy:
-    """Load a checkpoint for inference on ``threads`` threads, seed it and warm it up; ``trace`` as `trace_network`."""
+    """Load a checkpoint for inference on ``threads`` threads, seed it and warm it up.
+
+    ``trace`` as `trace_network`, ``real_time`` as `warm_up`; what the policy cannot do is refused as by
+    `require_real_time`.
+    """
     from robot_rl.policies.checkpoint import load_policy
 
     policy = load_policy(path, device=device, threads=threads)
     if trace:
         trace_network(policy)
-    logger.info("policy %s ready, warmed up in %.2f s", path, warm_up(policy, seed))
+    require_real_time(policy, real_time or RealTimeConfig())
+    logger.info("policy %s ready, warmed up in %.2f s", path, warm_up(policy, seed, real_time=real_time))
     return policy
 
 
@@ -270,7 +286,7 @@ def serve(
     """
     server = PolicyServer(policy, link, real_time)
     if warm:
-        server.report.warm_up_seconds = warm_up(policy, 0 if seed is None else seed)
+        server.report.warm_up_seconds = warm_up(policy, 0 if seed is None else seed, real_time=real_time)
     with computing(pin):
         while not stop.is_set() and not over():
             server.serve_in_spite(0.1)

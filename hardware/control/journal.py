@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,10 @@ class StepJournal:
     def __init__(self, recorder: Recorder | None) -> None:
         self.acted: Counter[str] = Counter()
         """Policy steps by who wrote their command; steps while idle are not counted."""
+        self.episode = 1
+        """Number of the present episode."""
+        self.on_step: Callable[[ExecutedStep], None] | None = None
+        """Is called with every executed step, within the tick; it must neither wait nor raise."""
         self._recorder = recorder
         self._observation = _NOTHING
         self._flags, self._human = 0, False
@@ -49,35 +54,38 @@ class StepJournal:
             return
         writer = "human" if human else self._writer
         self.acted[writer] += 1
-        if self._recorder is None:
+        if self._recorder is None and self.on_step is None:
             return
-        self._recorder.add(
-            ExecutedStep(
-                observation=observation.values,
-                action=command,
-                policy_action=command if planned is None else planned,
-                human_action=command if self._human_target is None else self._human_target,
-                writer=writer,
-                mode=self._mode,
-                reason=self._reason,
-                safety_flags=flags,
-                stamp=observation.stamp,
-                planned=planned is not None,
-            )
+        step = ExecutedStep(
+            observation=observation.values,
+            action=command,
+            policy_action=command if planned is None else planned,
+            human_action=command if self._human_target is None else self._human_target,
+            writer=writer,
+            mode=self._mode,
+            reason=self._reason,
+            safety_flags=flags,
+            stamp=observation.stamp,
+            planned=planned is not None,
         )
+        if self._recorder is not None:
+            self._recorder.add(step)
+        if self.on_step is not None:
+            self.on_step(step)
 
     def end_episode(self, success: bool | None) -> None:
-        """Save the steps since the last episode, with the verdict on them."""
+        """End the episode; the record saves its steps with the verdict on them."""
+        self.episode += 1
         if self._recorder is not None:
             self._recorder.end_episode(success)
 
     def record(self, event: OperatorEvent) -> None:
         """Start, stop or discard recording, or judge the episode, as the operator asks; other events do nothing."""
         recorder = self._recorder
-        if recorder is None:
-            return
         if event in (OperatorEvent.SUCCESS, OperatorEvent.FAILURE):
-            recorder.end_episode(event is OperatorEvent.SUCCESS)
+            self.end_episode(event is OperatorEvent.SUCCESS)
+        elif recorder is None:
+            return
         elif event is OperatorEvent.RECORD_START:
             recorder.start()
         elif event is OperatorEvent.RECORD_STOP:

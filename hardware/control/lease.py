@@ -25,7 +25,8 @@ _ADDRESSES = ("port", "host", "address", "url", "command_topic", "state_topic")
 def resource_of(robot: Robot) -> str:
     """Return the device that ``robot`` commands, ``""`` where another process could not command it too.
 
-    It is the robot's attribute ``resource``, or else its class and the address in its ``config``.
+    It is the robot's attribute ``resource``, or else the address in its ``config``: whichever driver a device is
+    commanded by, it is the same device.
     """
     resource = getattr(robot, "resource", None)
     if resource is not None:
@@ -37,9 +38,9 @@ def resource_of(robot: Robot) -> str:
     address = str(getattr(config, field))
     if field.endswith("_topic"):
         address += f" in ROS domain {os.environ.get('ROS_DOMAIN_ID') or 0}"
-    elif address.startswith("/dev/"):
+    elif address.startswith("/"):
         address = os.path.realpath(address)  # by whichever link it was named
-    return f"{type(getattr(robot, 'robot', robot)).__name__} at {address}"
+    return address
 
 
 class RobotLease:
@@ -67,7 +68,7 @@ class RobotLease:
         except BlockingIOError:
             holder = os.read(self._file, 4096).decode(errors="replace")
             os.close(self._file)
-            raise HardwareError(f"the robot {resource} is controlled by {_described(holder)}: end that first") from None
+            raise HardwareError(f"{resource} is controlled by {_described(holder)}: end that first") from None
         holder = {"program": _program(), "pid": os.getpid(), "since": time.strftime("%H:%M:%S")}
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, json.dumps(holder).encode(), 0)

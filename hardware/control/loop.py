@@ -31,7 +31,7 @@ class ControlLoop:
         """Tick as `Executor.run` says, then brake to a standstill."""
         executor = self.executor
         config, now = executor.config, executor.now
-        with control_thread(config.realtime_priority, config.pin):
+        with executor.operator.reading_apart(), control_thread(config.realtime_priority, config.pin):
             rate = Rate(config.tick_rate_hz, now, self.idle)
             deadline = now() + patience if seconds > 0 else np.inf
             waiting, executor.times.begun = True, now()
@@ -63,6 +63,7 @@ class ControlLoop:
                 executor.replace_command()
             elif not executor.link.wait_estop(0.0 if executor.replaceable else left):
                 break
+        executor.operator.ask()  # what the devices say is there when the tick begins
         remaining = until - executor.now()
         if remaining > 0:
             time.sleep(remaining)

@@ -44,8 +44,10 @@ class ExecutorConfig:
     tracking_seconds: float = 0.5
     """Lag behind the command that counts as a fault, in seconds at the velocity limit; 0 switches the check off."""
     stop_kind: str = "controlled"
-    """What the robot itself is asked for when it must stop: controlled (brake, then hold), hold (hold at once), or
-    drives_off (no power from the moment of an emergency stop or a fault: only where nothing can fall)."""
+    """What the robot itself is asked for where the loop cannot brake it: at the end, and when it did not take a
+    command. controlled (brake within the limits, then hold), hold (stay where it is at once, whatever it was doing), or
+    drives_off (no power; that already at an emergency stop or a latched fault: only where nothing can fall). With the
+    first two, the loop itself brakes the robot at emergency stops and faults, and holds it with power on."""
     status_rate_hz: float = 10.0
     """Status messages per second."""
     replace_within_tick: bool = True

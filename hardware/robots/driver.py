@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from hardware.control.realtime import MessengerThread
 from hardware.control.settings import rate_elements
 from robot_rl.core.errors import HardwareError, MissingDependencyError
 from robot_rl.core.robot import Limits, RobotState, StampedObservation, StopKind
@@ -235,7 +236,9 @@ class Driver(ABC):
     def _to_standstill(self, kind: StopKind, period: float) -> list[np.ndarray]:
         """Return the commands (A,), every ``period`` s, that stop the robot.
 
-        A hold is where the robot is now, and zero for rates; a controlled stop brakes from the last two commands.
+        A hold is one command: where the robot was measured last, and zero for rates, however fast it moves. A
+        controlled stop brakes from the last two commands within the limits of velocity and acceleration, and stays
+        where that ends.
         """
         if kind is StopKind.HOLD or not self._sent:
             return [self.hold_command()]
@@ -340,7 +343,7 @@ class PolledDriver(Driver):
         self._wake.clear()
         self._ended.clear()
         self._pending = None
-        self._thread = threading.Thread(target=self._run, name=f"driver-{type(self).__name__}", daemon=True)
+        self._thread = MessengerThread(target=self._run, name=f"driver-{type(self).__name__}", daemon=True)
         self._thread.start()
 
     def _finish(self) -> None:

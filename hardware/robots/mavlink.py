@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from hardware.control.realtime import MessengerThread
 from hardware.robots.driver import Driver, DriverConfig
 from robot_rl.core.errors import ConfigError, HardwareError
 from robot_rl.core.robot import Limits, RobotState, StampedObservation, StopKind
@@ -141,7 +142,7 @@ class Multirotor(Driver):
             raise HardwareError(f"UDP port '{self.config.address}' cannot be opened: {error.strerror}") from error
         self._socket.settimeout(1.0 / self.config.stream_rate_hz)
         self._ended.clear()
-        self._thread = threading.Thread(target=self._run, name="driver-mavlink", daemon=True)
+        self._thread = MessengerThread(target=self._run, name="driver-mavlink", daemon=True)
         self._thread.start()
 
     def _ready(self) -> None:

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from hardware.robots.driver import Driver, DriverConfig
-from hardware.ros.endpoint import Endpoint
+from hardware.ros.endpoint import UNNAMED, Endpoint
 from robot_rl.core.errors import HardwareError
 
 _numbers = itertools.count()
-_UNNAMED = "_NODE_NAME_UNKNOWN_"
 _DISCOVERY_SECONDS = 0.4
 """Time in which other writers are found: they announce themselves every 0.2 s."""
 
@@ -75,7 +74,7 @@ class RosDriver(Driver):
         names: set[str] = set()
         while (waiting := time.monotonic() < deadline) or names:
             names = {info.node_name for info in node.get_publishers_info_by_topic(topic)} - {node.get_name()}
-            if names and not (waiting and _UNNAMED in names):  # a topic is discovered before the name of its node
+            if names and not (waiting and UNNAMED in names):  # a topic is discovered before the name of its node
                 raise HardwareError(f"'{topic}' is written by {', '.join(sorted(names))}: there is one writer or none")
             time.sleep(0.02)
 

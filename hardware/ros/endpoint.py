@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from hardware.control.realtime import MessengerThread
 from hardware.ros.context import open_context
 from robot_rl.core.errors import HardwareError
 
@@ -22,6 +23,8 @@ _JOIN_SECONDS = 2.0
 _FLUSH_SECONDS = 0.2
 _MOST_COMPLAINTS = 100
 """Causes of dropped messages that are logged: a stranger can make every one differ."""
+UNNAMED = "_NODE_NAME_UNKNOWN_"
+"""Name of a node whose topics were discovered before the node."""
 
 
 def quality(depth: int, *, reliable: bool = True, latched: bool = False) -> QoSProfile:
@@ -77,7 +80,7 @@ class Endpoint:
         self._subscriptions: list[Subscription[Any]] = []
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
-        self._thread = threading.Thread(target=self._spin, name=f"ros-{name}", daemon=True)
+        self._thread = MessengerThread(target=self._spin, name=f"ros-{name}", daemon=True)
         self._closed = False
 
     def start(self) -> None:
@@ -126,7 +129,7 @@ class Endpoint:
         self._subscriptions.clear()
 
     def require_alone(self, topic: str, what: str, patience: float = 0.6) -> None:
-        """Raise `HardwareError` if another node publishes ``topic`` too; call it after creating one's own publisher.
+        """Refuse to be the second who publishes ``topic``; call it after creating one's own publisher.
 
         Two executors would command one robot, and two policies would alternate: there is one writer or none.
 
@@ -134,15 +137,25 @@ class Endpoint:
             topic: relative name.
             what: what the node is, for the message.
             patience: seconds in which others are discovered; they announce themselves every 0.2 s.
+
+        Raises:
+            HardwareError: another node publishes it; the message names that node.
         """
-        deadline = time.monotonic() + patience
-        while time.monotonic() < deadline:
-            if self.node.count_publishers(topic) > 1:
-                name = self.node.resolve_topic_name(topic)
+        node, deadline = self.node, time.monotonic() + patience
+        own = [_path(node.get_namespace(), node.get_name())]
+        while True:
+            found = [_path(one.node_namespace, one.node_name) for one in node.get_publishers_info_by_topic(topic)]
+            others = Counter(found) - Counter(own)  # another node may bear the same name
+            named = sorted(one for one in others if UNNAMED not in one)
+            over = time.monotonic() >= deadline
+            if named or (others and over):
+                who = ", ".join(f"'{one}'" for one in named) or "a node that has not said its name yet"
                 raise HardwareError(
-                    f"another {what} publishes '{name}' already: end it, or choose another namespace or ROS domain "
-                    "(one that was killed is forgotten after 5 s)"
+                    f"another {what} publishes '{node.resolve_topic_name(topic)}' already, {who}: end it, or choose "
+                    "another namespace or ROS domain (one that was killed is forgotten after 5 s)"
                 )
+            if over:
+                return
             time.sleep(0.02)
 
     def close(self) -> None:
@@ -182,3 +195,7 @@ class Endpoint:
             # Ages grow from here on, and the watchdogs of whoever polls the link turn them into a stop.
             if not self._closed:
                 logger.exception("the ROS 2 I/O thread ended")
+
+
+def _path(namespace: str, name: str) -> str:
+    return f"{namespace.rstrip('/')}/{name}"

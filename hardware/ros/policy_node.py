@@ -75,11 +75,15 @@ class PolicyWork:
     def __init__(self, config: PolicyNodeConfig, endpoint: Endpoint) -> None:
         """Load the policy and warm it up; `HardwareError` where another policy process runs already."""
         self.config = config
-        self.policy: Policy = load_and_warm(
-            config.policy, threads=config.threads, seed=config.seed, device=config.device, trace=config.trace
-        )
         self.real_time = RealTimeConfig.of(config.real_time, config.real_time_max_delay, config.real_time_max_weight)
-        require_real_time(self.policy, self.real_time)
+        self.policy: Policy = load_and_warm(
+            config.policy,
+            threads=config.threads,
+            seed=config.seed,
+            device=config.device,
+            trace=config.trace,
+            real_time=self.real_time,
+        )
         seen = dict(self.policy.spec.observation)
         self.verifier: SuccessClassifier | None = None
         if config.verifier:

@@ -45,6 +45,8 @@ _AHEAD = 0.02
 """Seconds by which a stamp may lie in the future before its clock counts as broken."""
 _FEW = 20
 """Numbers that are quicker asked one by one than by numpy."""
+_ROUNDING = 1e-9
+"""Metres outside the workspace that count as rounding."""
 
 
 @dataclass(frozen=True)
@@ -252,9 +254,10 @@ class SafetyChain:
             command, flags = motion.limit(np.asarray(target, np.float64))
             command, outside = self._surroundings.limit(command)
             flags |= outside
-        if motion.violations(command):
+        broken = motion.violations(command) | self._leaves_workspace(command)
+        if broken:
             flags |= SafetyFlag.POST_CHECK_FAILED
-            logger.error("safety post-check: %s", ", ".join(flag_names(motion.violations(command))))
+            logger.error("safety post-check: %s", ", ".join(flag_names(broken)))
             command = self._last_resort()
         return command, flags
 
@@ -301,6 +304,18 @@ class SafetyChain:
         if self.forces is None or not self.forces.exceeded(situation.observation.values):
             return 0
         return SafetyFlag.FORCE_EXCEEDED
+
+    def _leaves_workspace(self, command: np.ndarray) -> int:
+        """Stage 11, for stage 7: return its flag if ``command`` (A,) is outside, and farther than the last command.
+
+        Full braking is permitted wherever it leads: nothing stops sooner.
+        """
+        workspace = self.guards.workspace
+        if workspace is None or (excess := workspace.excess(command[None])) <= _ROUNDING:
+            return 0
+        if excess <= workspace.excess(self.command[None]) + _ROUNDING or np.array_equal(command, self._motion.brake()):
+            return 0
+        return SafetyFlag.WORKSPACE_LIMITED
 
     def _last_resort(self) -> np.ndarray:
         """Brake if that keeps the limits, else repeat the last command."""

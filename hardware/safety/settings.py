@@ -13,6 +13,7 @@ singularity, clearance) need a ``model`` and a robot whose command is its joints
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,8 +33,10 @@ from robot_rl.core.errors import ConfigError, UnknownNameError
 from robot_rl.core.paths import data_file
 from robot_rl.core.robot import Robot
 
+logger = logging.getLogger(__name__)
+
 PROFILES = ("normal", "manual_reduced")
-"""``manual_reduced`` bounds the speed of tool and elbows to 250 mm/s."""
+"""``manual_reduced`` bounds the speed of tool and elbows to 250 mm/s; the elbows are the model's points."""
 _ASSETS = "assets:"
 
 
@@ -76,7 +79,7 @@ class ModelSettings:
     tool: str
     """Site or body at the tool."""
     points: tuple[str, ...] = ()
-    """Further sites or bodies whose speed a profile bounds: the elbows."""
+    """Further sites or bodies whose speed a profile bounds: the elbows. ``manual_reduced`` needs at least one."""
     obstacles: Mapping[str, ObstacleSettings] = field(default_factory=dict)
     """What stands beside the robot, by name."""
 
@@ -108,7 +111,8 @@ class SafetySettings:
     """A safety file. Whatever is left out is not checked."""
 
     profile: str = "normal"
-    """normal, or manual_reduced: 250 mm/s at most for the tool and the model's points."""
+    """normal, or manual_reduced: 250 mm/s at most for the tool and the model's points; without a model for the tool
+    alone, which is said when it starts."""
     speed: float | None = None
     """Largest speed of the tool and the model's points in m/s; the smaller of this and the profile's counts."""
     velocity: tuple[float, ...] = ()
@@ -134,6 +138,11 @@ class SafetySettings:
         for name in ("singularity", "clearance"):
             if getattr(self, name) is not None and self.model is None:
                 raise ConfigError(f"'{name}' needs a 'model' of the robot")
+        if self.profile == "manual_reduced" and self.model is not None and not self.model.points:
+            raise ConfigError(
+                "the profile 'manual_reduced' bounds the speed of the elbows too, and the model names none: give them "
+                "as 'points' (the tool once more for a robot without elbows)"
+            )
 
     def protect(self, robot: Robot, dt: float, directory: Path | None = None) -> Protection:
         """Return what an executor that ticks every ``dt`` seconds needs to keep ``robot`` to these settings.
@@ -163,6 +172,11 @@ class SafetySettings:
             model = RobotModel(compiled, self.model.joints, self.model.tool, self.model.points)
         elif self._speed() is not None or self.workspace is not None:
             _require_positions(robot)
+            if self.profile == "manual_reduced":
+                logger.warning(
+                    "'manual_reduced' WITHOUT A MODEL bounds the tool's speed alone: where the elbows are is not "
+                    "known, and they may be faster than 250 mm/s"
+                )
         guards = Guards(self._point_speed(dt, model), self._workspace(model), self._singularity(model), None)
         if self.clearance is not None and self.model is not None and compiled is not None:
             pairs = [

@@ -1,5 +1,7 @@
 """The executor: faults end in a named, controlled stop within one tick; nobody moves the robot unasked."""
 
+import logging
+
 import numpy as np
 import pytest
 from deployment_rig import Rig, WanderingPolicy
@@ -52,7 +54,8 @@ def test_a_nan_action_brakes_in_its_own_tick_and_is_named(caplog):
     assert np.isfinite(rig.plain.commands).all()
 
 
-def test_a_dead_policy_starves_into_a_hold_after_its_last_permitted_action():
+def test_a_dead_policy_starves_into_a_hold_after_its_last_permitted_action(caplog):
+    caplog.set_level(logging.INFO)
     rig = Rig(late_steps=1).start()
     rig.alive = False
     allowed = (rig.policy.execute_steps + 1) * rig.executor.ticks_per_step
@@ -61,6 +64,8 @@ def test_a_dead_policy_starves_into_a_hold_after_its_last_permitted_action():
     verdict = rig.tick()
     assert flag_names(verdict.flags) == ["policy_starved"]
     assert (rig.mode, rig.reason) == ("hold", "policy_starved")
+    assert "safety: policy_starved (1 so far)" in caplog.messages
+    assert "arbiter: auto -> hold (policy_starved)" in caplog.messages
     assert brakes_to_a_stop(rig)
     rig.tick(count=100)
     rig.alive = True
@@ -98,12 +103,13 @@ def test_a_stale_policy_is_discarded_by_its_step_and_starves():
     assert counters["chunks_late"] >= 4
 
 
-def test_an_old_command_is_stale_by_its_stamp():
+def test_an_old_command_is_stale_by_its_stamp(caplog):
     rig = Rig(max_command_age=0.055).start()
     verdicts = [rig.tick() for _ in range(7)]
     assert "command_stale" not in flag_names(verdicts[4].flags)
     assert any(flag_names(v.flags) == ["command_stale"] for v in verdicts[5:])
     assert (rig.mode, rig.reason) == ("hold", "command_stale")
+    assert "safety: command_stale (1 so far)" in caplog.messages
 
 
 def test_a_frozen_camera_clock_stops_within_one_tick_of_its_limit(caplog):
@@ -158,7 +164,9 @@ def test_a_delay_within_the_tolerance_changes_nothing():
     assert rig.mode == "auto"
 
 
-def test_commands_outside_every_limit_are_clamped_and_named():
+def test_commands_outside_every_limit_are_clamped_and_named(caplog):
+    caplog.set_level(logging.INFO)
+
     class Wild(WanderingPolicy):
         def plan(self, history):
             self.planned += 1
@@ -171,17 +179,20 @@ def test_commands_outside_every_limit_are_clamped_and_named():
     commands = np.array(rig.plain.commands)
     limits, dt = rig.plain.limits, rig.executor.dt
     assert {"position_limited", "velocity_limited", "acceleration_limited"} <= names
+    for name in names:
+        assert f"safety: {name} (1 so far)" in caplog.messages
     assert (np.abs(commands) <= 1.0).all()
     assert (np.abs(np.diff(commands, axis=0)) <= limits.velocity * dt + 1e-12).all()
     assert (np.abs(np.diff(commands, n=2, axis=0)) <= limits.acceleration * dt**2 + 1e-12).all()
     assert rig.mode == "auto"
 
 
-def test_after_an_emergency_stop_nothing_moves_until_reset_and_enabled():
+def test_after_an_emergency_stop_nothing_moves_until_reset_and_enabled(caplog):
     rig = Rig().start()
     rig.tick(count=10)
     verdict = rig.tick(OperatorEvent.EMERGENCY_STOP)
     assert "emergency_stop" in flag_names(verdict.flags)
+    assert "safety: emergency_stop (1 so far)" in caplog.messages
     assert rig.mode == "stopped"
     assert brakes_to_a_stop(rig)
     for event in (OperatorEvent.ENABLE, OperatorEvent.HAND_BACK, OperatorEvent.TAKE_OVER):
@@ -610,3 +621,145 @@ def test_rates_must_fit():
     with pytest.raises(ConfigError, match="interpolation"):
         Rig(interpolation="cubic")
     assert ExecutorConfig().realtime_priority > 0
+
+
+# ---- thresholds with dwell -------------------------------------------------------------------------------------------
+
+
+def steer(rig, size, count=1):
+    rig.steering = np.array([size, 0.0, 0.0])
+    rig.tick(count=count)
+
+
+def handed_back_with(size):
+    """A rig that was driven by hand and handed back while the device was still deflected by ``size``."""
+    rig = Rig().start()
+    steer(rig, 0.5, count=20)
+    assert rig.mode == "human"
+    steer(rig, size)
+    rig.tick(OperatorEvent.HAND_BACK)
+    rig.tick(count=10)
+    assert (rig.mode, rig.reason) == ("auto", "hand_back")
+    return rig
+
+
+@pytest.mark.parametrize("size", [0.05, 0.1, 0.199])
+def test_a_deflection_below_the_engaging_one_never_takes_over(size):
+    rig = Rig().start()
+    steer(rig, size, count=100)
+    assert rig.mode == "auto"
+    steer(rig, 0.2)
+    assert (rig.mode, rig.reason) == ("human", "operator_motion"), "it had been at rest before"
+
+
+@pytest.mark.parametrize("size", [0.05, 0.1, 0.3])
+def test_a_device_that_was_not_let_go_after_a_hand_back_does_not_engage(size):
+    rig = handed_back_with(size)
+    steer(rig, size, count=100)
+    steer(rig, 1.0, count=30)
+    assert rig.mode == "auto"
+
+
+def test_a_device_that_trembles_below_the_releasing_deflection_is_at_rest():
+    rig = handed_back_with(0.3)
+    for k in range(20):
+        steer(rig, 0.04 if k % 2 else 0.0)
+    steer(rig, 0.5)
+    assert (rig.mode, rig.reason) == ("human", "operator_motion")
+
+
+@pytest.mark.parametrize(("rest", "mode"), [(1, "auto"), (10, "auto"), (14, "auto"), (17, "human")])
+def test_a_rest_must_last_for_the_dwell_before_the_device_engages_again(rest, mode):
+    rig = handed_back_with(0.5)
+    steer(rig, 0.0, count=rest)
+    steer(rig, 0.5, count=2)
+    assert rig.mode == mode, "the dwell is 15 ticks"
+
+
+def test_short_rests_do_not_add_up_to_the_dwell():
+    rig = handed_back_with(0.5)
+    for _ in range(20):
+        steer(rig, 0.0)
+        steer(rig, 0.06)
+    steer(rig, 0.5, count=2)
+    assert rig.mode == "auto"
+
+
+# ---- a robot that lags its command -----------------------------------------------------------------------------------
+
+
+class LaggingRobot(FakeRobot):
+    """Is where its command was ten ticks ago."""
+
+    lag = 10
+
+    def command(self, action):
+        sent = super().command(action)
+        self._position = self.commands[-self.lag] if len(self.commands) >= self.lag else np.zeros(self.spec.action.size)
+        return sent
+
+
+class Ahead(WanderingPolicy):
+    """Goes on along the first element from wherever its last plan ended."""
+
+    def plan(self, history):
+        self.planned += 1
+        steps = 0.02 * (4 * self.planned + np.arange(1, self.horizon + 1))
+        return np.repeat(steps[None, :, None] * [1.0, 0.0, 0.0], len(history["state"]), 0).astype(np.float32)
+
+
+def lagging_rig(**config):
+    rig = Rig(Ahead(FakeRobot().spec))
+    rig.robot = rig.plain = LaggingRobot(clock=rig.clock)
+    settings = ExecutorConfig(execute_steps=4, interpolation="linear", **{"blend_seconds": 0.0, **config})
+    rig.executor = Executor(rig.robot, rig.transport.executor, settings, clock=rig.clock)
+    rig.executor.connect()
+    rig.start()
+    rig.tick(count=30)
+    behind = rig.executor.safety.command[0] - rig.plain.hold_command()[0]
+    assert behind > 0.02, "it lags"
+    return rig, behind
+
+
+@pytest.mark.parametrize("steering", [0.0, 0.2])
+def test_a_takeover_goes_on_from_the_last_command_of_a_robot_that_lags_and_not_from_where_it_is(steering):
+    rig, _ = lagging_rig()
+    before, step = rig.executor.safety.command[0], rig.executor.safety.step[0]
+    rig.steering = np.array([steering, 0.0, 0.0])
+    rig.tick(OperatorEvent.TAKE_OVER)
+    assert rig.mode == "human"
+    places = [before, rig.executor.safety.command[0]]
+    for _ in range(20):
+        rig.tick()
+        places.append(rig.executor.safety.command[0])
+    steps = np.diff(places)
+    assert (steps >= -1e-9).all(), "never back to where it is measured"
+    assert np.abs(np.diff(steps, prepend=step)).max() <= 10 * rig.executor.dt**2 + 1e-12
+    assert steps[-1] == pytest.approx(steering * 0.5 * rig.executor.dt, abs=1e-9)
+
+
+def test_a_hand_back_blends_from_the_last_command_of_a_robot_that_lags():
+    rig, _ = lagging_rig(blend_seconds=0.3)
+    rig.steering = np.array([0.5, 0.0, 0.0])
+    rig.tick(OperatorEvent.TAKE_OVER)
+    rig.tick(count=40)
+    command, step = rig.executor.safety.command.copy(), rig.executor.safety.step.copy()
+    assert command[0] - rig.plain.hold_command()[0] > 0.02, "it still lags"
+    rig.tick(OperatorEvent.HAND_BACK)
+    rig.tick(count=rig.executor.ticks_per_step)
+    assert rig.mode == "align"
+    assert rig.executor.targets.anchor[0] >= command[0], "the last command, and braking from there"
+    assert rig.executor.targets.anchor[0] <= command[0] + step[0] * rig.executor.ticks_per_step
+
+
+def test_after_a_reset_a_robot_that_lags_is_taken_up_where_its_command_led():
+    rig, behind = lagging_rig()
+    rig.tick(OperatorEvent.EMERGENCY_STOP)
+    before = rig.executor.safety.command[0]
+    rig.tick(count=40)
+    rig.tick(OperatorEvent.RESET)
+    place = rig.executor.safety.command[0]
+    assert rig.mode == "idle"
+    assert place == rig.plain.hold_command()[0], "it has caught up by now"
+    assert place >= before > before - behind
+    assert not rig.moved(20).any()

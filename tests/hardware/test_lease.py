@@ -17,6 +17,7 @@ from hardware.control.lease import RobotLease, resource_of
 from hardware.robots.fake import FakeRobot, FaultyRobot
 from hardware.transport import InProcessTransport
 from robot_rl.core.errors import HardwareError
+from robot_rl.core.robot import RobotState
 from robot_rl.core.teleop import OperatorEvent
 
 HOLDER = """
@@ -106,7 +107,73 @@ def test_a_driver_is_known_by_its_device():
     class Servo(FakeRobot):
         config = Config()
 
-    assert resource_of(FaultyRobot(Servo())) == resource_of(Servo()) == "Servo at /dev/null"
+    assert resource_of(FaultyRobot(Servo())) == resource_of(Servo()) == "/dev/null"
+
+
+def test_two_drivers_of_different_kinds_do_not_share_a_device(leases, tmp_path):
+    (tmp_path / "arm").symlink_to("/dev/null")
+
+    class Servo(FakeRobot):
+        config = type("Config", (), {"port": "/dev/null"})()
+
+    class OtherServo(FakeRobot):
+        config = type("Config", (), {"port": str(tmp_path / "arm")})()
+
+    first, second = executor(Servo()), executor(OtherServo())
+    first.connect()
+    with pytest.raises(HardwareError, match=rf"^/dev/null is controlled by .* \(process {os.getpid()}, since"):
+        second.connect()
+    assert second.robot.commands == []
+    first.shut_down()
+    second.connect()
+    second.shut_down()
+
+
+COMMANDER = """
+import sys, time
+sys.argv = ["/usr/bin/robot-rl", "deploy"]
+from hardware.control.executor import Executor
+from hardware.robots.fake import FakeRobot
+from hardware.transport import InProcessTransport
+
+class Arm(FakeRobot):
+    resource = "arm at the test bench"
+
+executor = Executor(Arm(), InProcessTransport(quiet=True).executor)
+executor.connect()
+print("connected", flush=True)
+sys.stdin.readline()
+executor.shut_down()
+print("over", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_an_executor_of_another_process_keeps_the_robot_until_it_shuts_down(leases):
+    environment = {**os.environ, "TMPDIR": str(leases.parent)}
+    other = subprocess.Popen(
+        [sys.executable, "-c", COMMANDER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    mine = executor(Arm())
+    try:
+        assert other.stdout.readline() == "connected\n"
+        refusal = rf"arm at the test bench is controlled by 'robot-rl deploy' \(process {other.pid}, since "
+        with pytest.raises(HardwareError, match=refusal):
+            mine.connect()
+        assert mine.robot.commands == []
+        assert mine.robot.state() is RobotState.DISCONNECTED
+        other.stdin.write("\n")
+        other.stdin.flush()
+        assert other.stdout.readline() == "over\n"
+        mine.connect()  # while the other process still lives
+        mine.shut_down()
+    finally:
+        other.kill()
+        other.communicate(timeout=10.0)
 
 
 def test_at_every_tick_there_is_one_writer_and_no_command_but_the_chains():
@@ -136,8 +203,8 @@ def test_at_every_tick_there_is_one_writer_and_no_command_but_the_chains():
     assert {"auto", "human", "hold", "stopped", "idle"} <= {mode.value for _, mode, _ in arbiter.changes}
 
 
-def test_a_device_that_raises_or_hangs_leaves_the_robot_at_rest():
-    """An operator's device that fails while it drives: neutral, then held; a hang of its reader is a lost operator."""
+def test_a_device_that_raises_leaves_the_robot_at_rest():
+    """An operator's device that fails while it drives: neutral, then held."""
 
     class Device:
         def __init__(self):
@@ -177,7 +244,7 @@ def test_a_robot_on_topics_is_known_by_its_domain(monkeypatch):
         config = type("Config", (), {"command_topic": "/cmd_vel"})()
 
     monkeypatch.setenv("ROS_DOMAIN_ID", "7")
-    assert resource_of(Base()) == "Base at /cmd_vel in ROS domain 7"
+    assert resource_of(Base()) == "/cmd_vel in ROS domain 7"
 
 
 def test_a_lease_is_given_back_however_often_it_is_asked(tmp_path):

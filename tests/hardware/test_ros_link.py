@@ -194,15 +194,26 @@ def test_lost_device_falls_silent():
 def test_a_second_executor_or_policy_is_refused():
     from hardware.ros.link import CHUNK, ROBOT_SPEC
 
-    first, policy = RosExecutorLink(SPEC), RosPolicyLink()
+    first, policy = RosExecutorLink(SPEC, Endpoint("left_cell")), RosPolicyLink()
     second = RosExecutorLink(SPEC)
+    third = None
     try:
-        with pytest.raises(HardwareError, match="another executor publishes '/robot_rl/robot_spec' already"):
+        with pytest.raises(
+            HardwareError,
+            match="another executor publishes '/robot_rl/robot_spec' already, '/robot_rl/left_cell': end it",
+        ):
             second.endpoint.require_alone(ROBOT_SPEC, "executor", PATIENCE)
         policy.endpoint.require_alone(CHUNK, "policy process", patience=0.3)
+        third = RosPolicyLink()  # of the same name as the policy process that runs
+        with pytest.raises(
+            HardwareError,
+            match="another policy process publishes '/robot_rl/chunk' already, '/robot_rl/policy': end it",
+        ):
+            third.endpoint.require_alone(CHUNK, "policy process", PATIENCE)
     finally:
-        for link in (first, policy, second):
-            link.close()
+        for link in (first, policy, second, third):
+            if link is not None:
+                link.close()
 
 
 def test_malformed_messages_are_dropped_and_counted(caplog):

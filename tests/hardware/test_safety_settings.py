@@ -177,6 +177,22 @@ def test_a_slow_profile_still_gets_there():
     np.testing.assert_allclose(commands[-1], [0.3, 0.1, 0.0], atol=1e-3)
 
 
+def test_the_reduced_profile_does_not_leave_elbows_out_in_silence(tmp_path, caplog):
+    joints = "[joint1, joint2, joint3, joint4, joint5, joint6, joint7]"
+    model = f"model: {{file: 'assets:franka_panda/panda.xml', tool: tool, joints: {joints}}}\n"
+    reduced = "profile: manual_reduced\n"
+    with pytest.raises(ConfigError, match=r"bounds the speed of the elbows too, and the model names none.*'points'"):
+        protection_from(write(tmp_path, reduced + model), Joints(), DT)
+    assert protection_from(write(tmp_path, "speed: 0.2\n" + model), Joints(), DT).guards.speed.limit == 0.2
+    named = protection_from(
+        write(tmp_path, reduced + model.replace("tool: tool", "tool: tool, points: [link4]")), Joints(), DT
+    )
+    assert named.guards.speed._positions(HOME[None]).shape == (1, 2, 3), "the tool and the elbow"
+    assert not caplog.text
+    assert protection_from(write(tmp_path, reduced), FakeRobot(), DT).guards.speed.limit == 0.25
+    assert caplog.text.count("'manual_reduced' WITHOUT A MODEL bounds the tool's speed alone") == 1
+
+
 # ---- singular configurations -----------------------------------------------------------------------------------------
 
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from deployment_rig import Rig, WanderingPolicy
 
-from hardware.policy_process import PolicyServer, serve
+from hardware.policy_process import PolicyServer, load_and_warm, serve
 from hardware.robots.fake import FakeRobot
 from hardware.transport import InProcessTransport
-from robot_rl.core.errors import HardwareError
+from robot_rl.core.errors import ConfigError, HardwareError
+from robot_rl.core.realtime import RealTimeConfig
 from robot_rl.core.robot import StampedObservation
 from robot_rl.core.teleop import OperatorEvent
 
@@ -74,6 +75,77 @@ def test_nothing_is_answered_before_the_policy_is_warm():
     assert policy.planned == 4
 
 
+class Continuing(WanderingPolicy):
+    """Notes the ways in which it was asked to plan."""
+
+    real_time = ("guided_full", "guided_identity", "prefix")
+    prefix_steps = 4
+
+    def __init__(self, spec):
+        super().__init__(spec)
+        self.ways = []
+
+    def plan(self, history, commitment=None):
+        chunk = super().plan(history)
+        if commitment is None:
+            self.ways.append("off")
+        else:
+            assert commitment.actions.shape == chunk.shape
+            assert commitment.actions.dtype == np.float32
+            assert commitment.remaining.tolist() == [self.horizon - self.execute_steps]
+            assert commitment.known.sum() == commitment.delay == commitment.how.max_delay
+            self.ways.append(commitment.how.way)
+        return chunk
+
+
+@pytest.mark.parametrize("way", ["off", "guided_full", "guided_identity", "prefix"])
+def test_every_way_in_which_chunks_will_be_planned_is_warm_before_the_first_answer(way):
+    transport, stop = InProcessTransport(quiet=True), threading.Event()
+    policy = Continuing(FakeRobot().spec)
+    transport.executor.send_observation(StampedObservation({"state": np.zeros(3, np.float32)}, 0, 0.0))
+    receive, warm = transport.policy.receive_observation, []
+
+    def received(timeout):
+        warm.append(set(policy.ways))
+        return receive(timeout)
+
+    transport.policy.receive_observation = received
+    real_time = RealTimeConfig.of(way, max_delay=3, max_weight=5.0)
+    thread = threading.Thread(target=lambda: serve(policy, transport.policy, stop, real_time=real_time))
+    thread.start()
+    assert transport.executor.wait_chunk(5.0)
+    stop.set()
+    thread.join(2.0)
+    assert warm[0] == {"off", way}
+
+
+@pytest.mark.parametrize("way", ["guided_full", "prefix"])
+def test_a_checkpoint_is_warmed_up_in_the_way_it_will_plan_and_plans_the_same_afterwards(way, tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    from robot_rl.policies.checkpoint import save_policy
+    from robot_rl.policies.chunked import ChunkedConfig, ChunkedPolicy
+
+    torch.manual_seed(0)
+    config = ChunkedConfig(horizon=8, execute_steps=4, width=32, depth=1, sample_steps=2, prefix_steps=4)
+    save_policy(ChunkedPolicy(FakeRobot().spec, config).eval(), tmp_path)
+    ways, plan = [], ChunkedPolicy.plan
+
+    def noted(self, history, noise=None, commitment=None):
+        ways.append("off" if commitment is None else commitment.how.way)
+        return plan(self, history, noise, commitment)
+
+    monkeypatch.setattr(ChunkedPolicy, "plan", noted)
+    history = {"state": np.zeros((1, config.obs_steps, 3), np.float32)}
+    real_time = RealTimeConfig.of(way, max_delay=3, max_weight=5.0)
+    policy = load_and_warm(tmp_path, seed=3, real_time=real_time)
+    assert ways.count(way) == ways.count("off") == 3
+    cold = load_and_warm(tmp_path, seed=3)
+    assert ways.count("off") == 6
+    np.testing.assert_array_equal(policy.plan(history), cold.plan(history))
+    with pytest.raises(ConfigError, match=r"max_delay in 1\.\.4"):
+        load_and_warm(tmp_path, real_time=RealTimeConfig.of(way, max_delay=5, max_weight=5.0))
+
+
 def test_a_policy_on_another_computer_that_is_gone_is_survived():
     class Gone(WanderingPolicy):
         there = True
@@ -129,7 +201,6 @@ def test_a_served_policy_is_deployed_with_real_time_chunking(served, tmp_path):
     from hardware.control.executor import ExecutorConfig
     from hardware.deployment.config import DeploymentConfig
     from hardware.deployment.run import deploy
-    from robot_rl.core.realtime import RealTimeConfig
 
     report = deploy(
         DeploymentConfig(
