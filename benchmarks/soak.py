@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,6 +56,10 @@ class Looks:
     sockets: list[int] = field(default_factory=list)
     files: list[int] = field(default_factory=list)
     """Open files and pipes."""
+    shared: list[int] = field(default_factory=list)
+    """Files in shared memory that are mapped."""
+    mapped: set[str] = field(default_factory=set)
+    """All of them, by name."""
 
     def look(self, number: int, now: float) -> bool:
         """Look at a process; returns whether it still runs."""
@@ -62,6 +68,7 @@ class Looks:
             opened = [_target(link) for link in (process / "fd").iterdir()]
             pages = int((process / "statm").read_text().split()[1])
             threads = len(list((process / "task").iterdir()))
+            lines = (process / "maps").read_text().splitlines()
         except OSError:
             return False
         sockets = sum(name.startswith("socket:") for name in opened)
@@ -70,6 +77,9 @@ class Looks:
         self.threads.append(threads)
         self.sockets.append(sockets)
         self.files.append(len(opened) - sockets)
+        mapped = {line.split(maxsplit=5)[5] for line in lines if "/dev/shm/" in line}
+        self.mapped |= mapped
+        self.shared.append(len(mapped))
         return True
 
     def figures(self) -> dict[str, float]:
@@ -81,9 +91,9 @@ class Looks:
         third = len(self.times) // 3
         times, memory = np.array(self.times[third:]) / 60, np.array(self.memory[third:])
         found = {"memory_growth_mib_per_minute": float(np.polyfit(times - times[0], memory, 1)[0])}
-        for name in ("threads", "sockets", "files"):
+        for name in ("threads", "sockets", "files", "shared"):
             counts = getattr(self, name)
-            found[f"{name[:-1]}_growth"] = min(counts[2 * third :]) - min(counts[third : 2 * third])
+            found[f"{name.removesuffix('s')}_growth"] = min(counts[2 * third :]) - min(counts[third : 2 * third])
         return found | {"memory_mib": self.memory[-1], "threads": self.threads[-1]}
 
 
@@ -112,8 +122,11 @@ def descendants(parent: int) -> dict[int, str]:
     return {number: names[number] for number in sorted(below)}
 
 
-def prepare(folder: Path, minutes: float) -> Path:
-    """Write a policy, a film for the camera, the operator's keys and a launch file; returns the last."""
+def prepare(folder: Path, seconds: float, pace: float = 1.0) -> Path:
+    """Write a policy, a film for the camera, the operator's keys for ``seconds`` and a launch file; returns the last.
+
+    Half a minute of keys takes ``pace`` half minutes.
+    """
     import cv2
     import torch
 
@@ -130,9 +143,13 @@ def prepare(folder: Path, minutes: float) -> Path:
     for _ in range(FRAMES):
         film.write(cv2.resize(random.integers(0, 255, (48, 64, 3), np.uint8), IMAGE[1::-1]))
     film.release()
-    keys = [press.strip().split(" ", 1) for press in ROUND.split(",")]
-    rounds = range(int(60 * minutes / ROUND_SECONDS) + 4)
-    lines = [f"{ROUND_SECONDS * k + float(when):g} {key}" for k in rounds for when, key in keys]
+    keys = [press.split() for press in ROUND.split(",")]
+    rounds = range(int(seconds / (pace * ROUND_SECONDS)) + 4)
+    lines = [
+        " ".join([f"{pace * (ROUND_SECONDS * k + float(when)):g}", key, *(f"{pace * float(one):g}" for one in hold)])
+        for k in rounds
+        for when, key, *hold in keys
+    ]
     (folder / "keys.txt").write_text("\n".join(lines) + "\n")
 
     arguments = {
@@ -158,21 +175,43 @@ def prepare(folder: Path, minutes: float) -> Path:
     return path
 
 
-def watch(launched: subprocess.Popen[bytes], minutes: float) -> tuple[dict[int, str], dict[int, Looks], list[str]]:
+@contextmanager
+def launched(path: Path, log: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Launch what the file at ``path`` says, and end it as Ctrl-C does."""
+    command = [str(Path(sys.executable).with_name("robot-rl")), "launch", *options, str(path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
+    try:
+        yield process
+    except BaseException:
+        print(log.read_text()[-3000:], file=sys.stderr)
+        raise
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60.0)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+
+
+def watch(
+    process: subprocess.Popen[bytes], seconds: float, period: float
+) -> tuple[dict[int, str], dict[int, Looks], list[str]]:
     """Look at the processes until the time is over; returns their names, the looks, and who ended before."""
-    time.sleep(SETTLE)
-    names, begun, lost = descendants(launched.pid), time.monotonic(), []
+    names, begun, lost = descendants(process.pid), time.monotonic(), []
     looks = {number: Looks() for number in names}
-    while (now := time.monotonic() - begun) < 60 * minutes:
+    while (now := time.monotonic() - begun) < seconds:
         ended = [number for number, one in looks.items() if not one.look(number, now)]
         lost += [names[number] for number in ended]
         looks = {number: one for number, one in looks.items() if number not in ended}
         total = sum(one.memory[-1] for one in looks.values())
-        shown = f"{now / 60:5.1f}/{minutes:g} min: {len(looks)} processes, {total:.0f} MiB"
+        shown = f"{now / 60:5.1f}/{seconds / 60:g} min: {len(looks)} processes, {total:.0f} MiB"
         print(f"\r{shown}", end="" if sys.stdout.isatty() else "\n", flush=True)
-        if launched.poll() is not None:
-            raise RobotRLError(f"the system ended by itself with exit code {launched.returncode}")
-        time.sleep(PERIOD)
+        if process.poll() is not None:
+            raise RobotRLError(f"the system ended by itself with exit code {process.returncode}")
+        time.sleep(period)
     return names, looks, lost
 
 
@@ -188,22 +227,10 @@ def main() -> None:
     stale = len(stale_files())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        command = [str(Path(sys.executable).with_name("robot-rl")), "launch", str(prepare(folder, options.minutes))]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with (folder / "log").open("wb") as log:
-            launched = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-        try:
-            names, looks, lost = watch(launched, options.minutes)
-        except BaseException:
-            print((folder / "log").read_text()[-3000:], file=sys.stderr)
-            raise
-        finally:
-            launched.send_signal(signal.SIGINT)
-            try:
-                launched.wait(60.0)
-            except subprocess.TimeoutExpired:
-                launched.kill()
-                raise
+        seconds = 60 * options.minutes
+        with launched(prepare(folder, seconds), folder / "log") as process:
+            time.sleep(SETTLE)
+            names, looks, lost = watch(process, seconds, PERIOD)
         written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
         text = (folder / "log").read_text()
     found = {f"{names[number]} ({k})": one.figures() for k, (number, one) in enumerate(looks.items())}
@@ -219,7 +246,7 @@ def main() -> None:
             **worst,
             "shared_memory_files_left": len(stale_files()) - stale,
             "processes_lost": len(lost),
-            "exit_code": launched.returncode,
+            "exit_code": process.returncode,
             "written_mib": written,
             "takeovers": text.count("-> human"),
             "emergency_stops": text.count("-> stopped"),

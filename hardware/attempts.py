@@ -115,6 +115,11 @@ class Attempts:
         self._lock = threading.Lock()
         self.restart()
 
+    @property
+    def under_way(self) -> bool:
+        """Whether an attempt is made that nobody has judged yet."""
+        return self.phase == "acting" and self._verdict is None
+
     def restart(self) -> None:
         """Begin anew where the robot stands, with the first attempt."""
         self.phase = "acting"

@@ -1,4 +1,4 @@
-"""What cameras share: settings, the newest frame with its stamp, and a thread that opens a lost camera again."""
+"""What cameras share: settings, the newest frames with their stamps, and a thread that opens a lost camera again."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from hardware.control.realtime import MessengerThread
 from robot_rl.core.camera import Frame
 from robot_rl.core.errors import ConfigError, HardwareError, MissingDependencyError
 from robot_rl.core.spec import ArraySpec
@@ -35,10 +36,13 @@ class CameraConfig:
     max_identical: int = 30
     """Images in a row that may be equal to the byte; further ones are those of a frozen camera and count as none. 0
     permits any number, as for a simulated camera in a scene at rest."""
+    history: float = 0.3
+    """Seconds for which images are kept, so that one can be had that was taken when a slower or later camera took its
+    own; the last but one is kept in any case."""
 
 
 class BaseCamera(ABC):
-    """Keeps the newest frame. A subclass calls `_take` with every image."""
+    """Keeps the newest frames. A subclass calls `_take` with every image."""
 
     Config: ClassVar[type] = CameraConfig
     """Dataclass of the settings."""
@@ -51,7 +55,8 @@ class BaseCamera(ABC):
         self.config = config
         self.spec = ArraySpec((config.height, config.width, 3), "uint8")
         self._now = clock
-        self._latest: Frame | None = None
+        self._recent: tuple[Frame, ...] = ()
+        """Oldest first; replaced as a whole, so that another thread may read it at any time."""
         self._identical = 0
         self._first = threading.Event()
 
@@ -70,7 +75,7 @@ class BaseCamera(ABC):
         for package, extra in self.requires:
             if find_spec(package) is None:
                 raise MissingDependencyError(package, extra, self.name.capitalize())
-        self._latest, self._identical = None, 0
+        self._recent, self._identical = (), 0
         self._first.clear()
         try:
             self._start()
@@ -82,9 +87,17 @@ class BaseCamera(ABC):
 
     def frame(self) -> Frame:
         """Return the newest image; `HardwareError` if there never was one."""
-        if self._latest is None:
+        return self._kept()[-1]
+
+    def near(self, stamp: float) -> Frame:
+        """Return the kept image whose exposure is nearest to the monotonic time ``stamp``; `HardwareError` as above."""
+        return min(self._kept(), key=lambda frame: abs(frame.stamp - stamp))
+
+    def _kept(self) -> tuple[Frame, ...]:
+        recent = self._recent
+        if not recent:
             raise HardwareError(f"{self.name} is not connected")
-        return self._latest
+        return recent
 
     @abstractmethod
     def disconnect(self) -> None:
@@ -101,7 +114,8 @@ class BaseCamera(ABC):
             import cv2
 
             image = cv2.resize(image, (self.config.width, self.config.height), interpolation=cv2.INTER_AREA)
-        before = self._latest
+        recent = self._recent
+        before = recent[-1] if recent else None
         if before is not None and self.config.max_identical and np.array_equal(image, before.image):
             self._identical += 1
             if self._identical == self.config.max_identical:
@@ -111,7 +125,9 @@ class BaseCamera(ABC):
         else:
             self._identical = 0
         seq = 0 if before is None else before.seq + 1
-        self._latest = Frame(np.ascontiguousarray(image), seq, arrived - self.config.latency)
+        frame = Frame(np.ascontiguousarray(image), seq, arrived - self.config.latency)
+        oldest = frame.stamp - self.config.history
+        self._recent = (*(one for one in recent[:-1] if one.stamp >= oldest), *recent[-1:], frame)
         self._first.set()
 
 
@@ -153,13 +169,13 @@ class ThreadedCamera(BaseCamera):
             if self._thread.is_alive():
                 logger.error("%s: its thread did not end; the device may stay in use", self.name)
             self._thread = None
-        self._latest = None
+        self._recent = ()
 
     def _start(self) -> None:
         self._ended.clear()
         self._refusal = None
         opened = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(opened,), name=f"camera-{self.name}", daemon=True)
+        self._thread = MessengerThread(target=self._run, args=(opened,), name=f"camera-{self.name}", daemon=True)
         self._thread.start()
         if not opened.wait(self.config.connect_timeout):
             raise HardwareError(f"{self.name} did not open within {self.config.connect_timeout:g} s")

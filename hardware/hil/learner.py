@@ -87,8 +87,8 @@ class LearnerClient:
             try:
                 self._process.wait(_END_SECONDS)
             except subprocess.TimeoutExpired:
-                logger.warning("the learner did not end within %.0f s and is terminated", _END_SECONDS)
-                self._process.terminate()
+                logger.warning("the learner did not end within %.0f s and is killed", _END_SECONDS)
+                self._process.kill()
                 self._process.wait()
         if self._channel is not None:
             self._channel.close()

@@ -258,6 +258,8 @@ class _Session:
                             raise HardwareError(f"the learner does not keep up ({self.learner.log_path})")
         finally:
             path.close()
+            if recorder is not None:
+                recorder.note_run(path.executor.report())
 
     def _run_real(self, robot: Any, recorder: Recorder | None) -> None:
         transport = InProcessTransport(quiet=True)
@@ -299,6 +301,8 @@ class _Session:
                 stop.set()
                 threads[1].join(5.0)
                 executor.shut_down()
+                if recorder is not None:
+                    recorder.note_run(executor.report())
                 policy_stop.set()
                 threads[0].join(5.0)
         if failures:
@@ -307,7 +311,7 @@ class _Session:
     @property
     def _trying(self) -> bool:
         """Whether what is executed belongs to an attempt, and not to the way back from one."""
-        return self._attempts is None or self._attempts.phase == "acting"
+        return self._attempts is None or self._attempts.under_way
 
     def _ended(self, episode: Episode) -> None:
         """Take in an episode, in the control loop's thread: nothing here waits."""

@@ -56,7 +56,7 @@ class RosCamera(BaseCamera):
         if self._endpoint is not None:
             self._endpoint.close()
             self._endpoint = None
-        self._latest = None
+        self._recent = ()
 
     def _start(self) -> None:
         from sensor_msgs.msg import Image

@@ -1,4 +1,4 @@
-"""The contract of cameras: the newest image and when it was taken, without waiting."""
+"""The contract of cameras: the newest images and when they were taken, without waiting."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ class Camera(Protocol):
 
     def frame(self) -> Frame:
         """Return the newest image. One that gets no newer ones says so by its stamp, and the safety chain by name."""
+
+    def near(self, stamp: float) -> Frame:
+        """Return, of the newest few images, the one taken nearest to the monotonic time ``stamp``."""
 
     def disconnect(self) -> None:
         """Close the camera; safe to call twice."""

@@ -1,4 +1,4 @@
-"""Cameras: newest image, honest stamps, frozen and lost ones found; and robots that carry them."""
+"""Cameras: newest image, honest stamps, frozen and lost ones found; robots that carry them, images that are paired."""
 
 import sys
 import threading
@@ -7,16 +7,16 @@ import types
 
 import numpy as np
 import pytest
-from deployment_rig import WanderingPolicy
+from deployment_rig import VirtualClock, WanderingPolicy
 
-from hardware.cameras.base import CameraConfig, ThreadedCamera
+from hardware.cameras.base import BaseCamera, CameraConfig, ThreadedCamera
 from hardware.cameras.opencv import OpenCVCamera, OpenCVCameraConfig
 from hardware.cameras.realsense import RealSenseCamera, RealSenseCameraConfig
-from hardware.cameras.rig import RobotWithCameras, build_camera, with_cameras
+from hardware.cameras.rig import MAX_SKEW, RobotWithCameras, build_camera, with_cameras
 from hardware.control.executor import Executor, ExecutorConfig
 from hardware.policy_process import PolicyServer
 from hardware.robots.build import build_robot
-from hardware.robots.fake import FakeRobot
+from hardware.robots.fake import FakeRobot, FaultyRobot
 from hardware.safety.flags import flag_names
 from hardware.transport import InProcessTransport
 from robot_rl.core.camera import Camera
@@ -267,16 +267,137 @@ def test_a_lost_camera_brakes_the_robot_under_its_own_name():
     executor.shut_down()
 
 
+# ---- images that belong together -----------------------------------------------------------------------------------
+
+
+class TimedCamera(BaseCamera):
+    """A camera on a virtual clock: its images arrive late, and show when they were taken, in milliseconds."""
+
+    def __init__(self, clock, rate, delay=0.0):
+        super().__init__(CameraConfig(width=2, height=1, latency=delay, max_identical=0), clock=clock)
+        self.period, self.delay, self.plugged = 1.0 / rate, delay, True
+        self.begun, self.exposed = clock(), -1
+
+    def _start(self):
+        self._expose()
+
+    def disconnect(self):
+        pass
+
+    def _expose(self):
+        self.exposed += 1
+        taken = self.begun + self.exposed * self.period
+        image = np.frombuffer(np.array([taken * 1e3, 0, 0]).astype("<u2").tobytes(), np.uint8).reshape(1, 2, 3)
+        self._take(image, taken + self.delay)
+
+    def run(self):
+        """Let everything arrive that has by now."""
+        while self.plugged and self.begun + (self.exposed + 1) * self.period + self.delay <= self._now():
+            self._expose()
+
+
+def shown(image):
+    """When an image of a `TimedCamera` was taken, in seconds."""
+    return float(np.frombuffer(image.tobytes(), "<u2")[0]) / 1e3
+
+
+class Timed:
+    """A robot on a virtual clock with cameras of given rates (Hz) and delays (s), by name."""
+
+    def __init__(self, lag=0.0, max_skew=MAX_SKEW, **cameras):
+        self.clock = VirtualClock()
+        self.clock.now = 10.0
+        self.cameras = {name: TimedCamera(self.clock, *one) for name, one in cameras.items()}
+        robot = FaultyRobot(FakeRobot(clock=self.clock))
+        robot.faults.delay_seconds = lag
+        self.robot = RobotWithCameras(robot, self.cameras, max_skew)
+        self.robot.connect()
+
+    def observe(self, seconds):
+        """Observe at 100 Hz for a time."""
+        for _ in range(round(100 * seconds)):
+            self.clock.now += 0.01
+            for camera in self.cameras.values():
+                camera.run()
+            yield self.robot.observe()
+
+
+def test_images_of_cameras_of_different_rates_are_taken_near_to_one_time():
+    rig = Timed(fast=(30.0,), slow=(10.0, 0.02), late=(25.0, 0.07))
+    list(rig.observe(0.3))
+    apart = []
+    for seen in rig.observe(2.0):
+        newest = {name: camera.frame().stamp for name, camera in rig.cameras.items()}
+        common = min(newest.values())
+        for name, camera in rig.cameras.items():
+            stamp = seen.stamps[f"images.{name}"]
+            assert abs(stamp - common) <= camera.period / 2 + 1e-9, "the nearest that this camera took"
+            assert shown(seen.values[f"images.{name}"]) == pytest.approx(stamp, abs=2e-3), "the stamp of this image"
+        assert rig.robot.skew == max(seen.stamps.values()) - min(seen.stamps.values())
+        assert rig.clock.now - common <= 0.1 + 0.02 + 0.01, "no older than the slowest camera's newest image"
+        apart.append(max(newest.values()) - common)
+    assert max(apart) > 0.05, "the newest images did not belong together"
+
+
+def test_images_belong_to_a_measurement_that_is_older_than_they_are():
+    rig = Timed(lag=0.09, front=(50.0,))
+    list(rig.observe(0.3))
+    for seen in rig.observe(0.5):
+        assert rig.clock.now - seen.stamp >= 0.09
+        assert abs(seen.stamps["images.front"] - seen.stamp) <= 0.01 + 1e-9
+
+
+def test_a_camera_that_is_lost_is_named_and_does_not_hold_up_the_others(caplog):
+    rig = Timed(front=(30.0,), wrist=(30.0, 0.01))
+    list(rig.observe(0.5))
+    rig.cameras["wrist"].plugged = False
+    lost = rig.cameras["wrist"].frame().stamp
+    before = -np.inf
+    for seen in rig.observe(2.0):
+        assert seen.stamps["images.wrist"] == lost, "its age is what it is"
+        age = seen.age(rig.clock.now, "images.front")
+        assert before <= seen.stamps["images.front"]
+        assert age <= MAX_SKEW + 0.06, "and that of the other stays below what brakes the robot"
+        before = seen.stamps["images.front"]
+        if rig.clock.now > lost + MAX_SKEW + 0.05:
+            assert age <= 0.04
+            assert rig.robot.skew > MAX_SKEW
+    assert seen.age(rig.clock.now, "images.wrist") > 1.9
+    named = [record.message for record in caplog.records if "do not show the same time" in record.message]
+    assert len(named) == 1
+    assert "images.wrist is 0.2" in named[0]
+    assert "older than images.front" in named[0]
+    rig.cameras["wrist"].plugged = True
+    seen = list(rig.observe(0.2))[-1]
+    assert rig.robot.skew <= 0.02
+    assert seen.age(rig.clock.now, "images.wrist") < 0.1
+
+
+def test_a_camera_keeps_few_images_and_the_last_but_one_in_any_case():
+    rig = Timed(fast=(100.0,), slow=(1.0,))
+    for _ in rig.observe(3.0):
+        pass
+    fast, slow = rig.cameras.values()
+    kept = fast.config.history
+    assert kept - 0.02 <= fast.frame().stamp - fast.near(0.0).stamp <= kept + 1e-9
+    assert slow.frame().stamp - slow.near(0.0).stamp == pytest.approx(1.0)
+
+
+# ---- settings -------------------------------------------------------------------------------------------------------
+
+
 def test_cameras_and_robots_are_made_from_a_file(tmp_path, film):
     path = tmp_path / "robot.yaml"
     path.write_text(
         f"size: 2\ncameras:\n  top: {{kind: opencv, source: {film}, width: 32, height: 24}}\n  side: {{kind: ros}}\n"
+        "  max_skew: 0.05\n"
     )
     robot = build_robot("fake", {"rate_hz": 10.0}, path)
     assert robot.spec.observation["images.top"].shape == (24, 32, 3)
     assert set(robot.spec.observation) == {"state", "images.top", "images.side"}
     assert robot.spec.rate_hz == 10.0
     assert robot.spec.action.size == 2
+    assert robot.max_skew == 0.05
     for settings, error, message in (
         ({"kind": "opencv", "widht": 3}, UnknownNameError, "Did you mean 'width'"),
         ({"kind": "opencv", "width": "wide"}, ConfigError, "setting 'width' of camera 'a' is 'wide', expected int"),
@@ -286,6 +407,9 @@ def test_cameras_and_robots_are_made_from_a_file(tmp_path, film):
     ):
         with pytest.raises(error, match=message):
             build_camera("a", settings)
+    for skew in ("much", 0.0):
+        with pytest.raises(ConfigError, match="max_skew"):
+            with_cameras(FakeRobot(), {"max_skew": skew})
     with pytest.raises(ConfigError, match="expected a mapping"):
         with_cameras(FakeRobot(), ["front"])
     with pytest.raises(UnknownNameError, match="Did you mean 'port'"):

@@ -3,18 +3,23 @@
 import json
 import os
 import signal
+import threading
 import time
 import weakref
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from deployment_rig import VirtualClock, WanderingPolicy
+from driver_benches import ros_arm
 from test_parity import PointEnv
 
 from hardware.control.arbiter import Mode
-from hardware.control.executor import ExecutorConfig
+from hardware.control.executor import Executor, ExecutorConfig
 from hardware.hil import session
 from hardware.hil.acting import ActingPolicy
 from hardware.hil.config import HILConfig
@@ -22,13 +27,19 @@ from hardware.hil.experience import Experience, Sinks
 from hardware.hil.learner import LearnerClient
 from hardware.hil.lockstep import LockStep
 from hardware.hil.operator import OperatorHabits, ScriptedOperator
-from hardware.recording.recorder import ACTOR_CODES, ExecutedStep
+from hardware.policy_process import PolicyServer
+from hardware.recording.recorder import ACTOR_CODES, ExecutedStep, Recorder
 from hardware.robots.fake import FakeRobot
 from hardware.transport import InProcessTransport
 from robot_rl.core.bridge import EnvRobot
 from robot_rl.core.errors import CapabilityError, ConfigError, HardwareError
 from robot_rl.core.spec import Spec
+from robot_rl.core.teleop import OperatorEvent, OperatorInput
+from robot_rl.data.dataset import open_dataset
 from robot_rl.data.store import EpisodeWriter
+from robot_rl.policies.checkpoint import load_policy, save_policy
+from robot_rl.policies.gaussian import GaussianConfig, GaussianPolicy
+from robot_rl.policies.success import ClassifierConfig, StateEncoder, SuccessClassifier, save_classifier
 from robot_rl.rl.learner_process import LearnerSettings
 
 torch.set_num_threads(1)
@@ -122,7 +133,6 @@ def test_holding_for_a_moment_belongs_to_the_episode(experience, delivered):
 
 
 def test_every_step_reaches_the_replay_and_the_operators_steps_reach_the_demonstrations_too(experience, delivered):
-    from robot_rl.policies.gaussian import GaussianConfig, GaussianPolicy
     from robot_rl.rl.channel import Channel, Message
     from robot_rl.rl.decision import DecisionConfig
     from robot_rl.rl.methods.rlpd import GaussianBehaviour
@@ -164,6 +174,53 @@ def test_every_step_reaches_the_replay_and_the_operators_steps_reach_the_demonst
     near.close()
     assert collector.collect(replay, 1) == 0
     assert stream.ended
+
+
+def test_recorded_as_the_human_action_is_what_the_operator_asked_for_at_the_end_of_each_step(tmp_path, delivered):
+    clock, motion = VirtualClock(), np.array([1.0, 0.0, -0.5])
+    robot = FakeRobot(3, clock=clock)  # at 1/s at most, between -1 and 1
+    transport = InProcessTransport(quiet=True)
+    server = PolicyServer(WanderingPolicy(robot.spec), transport.policy)
+    transport.on_observation = server.serve_once
+    recorder = Recorder(tmp_path / "record", robot.spec)
+    sinks = Sinks(Experience(robot.spec, delivered.append), recorder)
+    config = ExecutorConfig(execute_steps=4, blend_seconds=0.0, human_speed=0.5, autostart=True)
+    executor = Executor(robot, transport.executor, config, recorder=sinks, clock=clock)
+    executor.connect()
+
+    def run(ticks, driving, *events):
+        for _ in range(ticks):
+            wish = motion if driving else np.zeros(3)
+            transport.send_operator(OperatorInput(clock.now, 0, driving, wish, events))
+            executor.tick()
+            clock.now += executor.dt
+            events = ()
+
+    run(100, False)
+    run(300, True, OperatorEvent.TAKE_OVER)  # against the end of the first element's range
+    run(100, False, OperatorEvent.HAND_BACK)
+    sinks.end_episode(True)
+    recorder.close()
+    frames = open_dataset(tmp_path / "record").load()
+    asked, executed = frames.extras["human_action"], frames.action
+    human = frames.extras["actor"].ravel() == ACTOR_CODES["human"]
+    assert 55 <= human.sum() <= 62
+    np.testing.assert_array_equal(asked[~human], executed[~human])
+    asked, executed = asked[human][2:-2], executed[human][2:-2]  # those between which the speed is the same
+    free = executed[:, 0] < 0.8
+    assert 20 < free.sum() < len(free) - 5
+    np.testing.assert_allclose(
+        np.diff(asked[free], axis=0), np.tile(0.5 * motion / RATE, (free.sum() - 1, 1)), atol=1e-6
+    )
+    np.testing.assert_array_equal(asked[free], executed[free])
+    # At the end of the range it is what was wanted, and not what the safety chain made of it.
+    pressed = executed[:, 0] > 0.999
+    assert pressed.sum() > 5
+    assert (asked[pressed, 0] > executed[pressed, 0] + 5e-4).all()
+    assert executed.max() <= 1.0
+    np.testing.assert_array_equal(asked[:, 1:], executed[:, 1:])
+    learned = delivered.one.arrays
+    np.testing.assert_array_equal(learned["action"][learned["actor"] == ACTOR_CODES["human"]][2:-2], executed)
 
 
 # ---- operator and executor -----------------------------------------------------------------------------------------
@@ -385,11 +442,16 @@ def test_a_run_learns_ends_by_its_budget_and_goes_on_where_it_was(tmp_path, demo
     assert more.steps >= 700
     assert more.episodes > report.episodes
     assert len(more.validations) >= len(report.validations)
-    from robot_rl.data.dataset import open_dataset
-
     frames = open_dataset(tmp_path / "recording").load()
     assert frames.num_episodes >= more.episodes
     assert {"policy_action", "human_action", "pre_intervention", "reason"} <= set(frames.extras)
+    driven = frames.extras["actor"].ravel() == ACTOR_CODES["human"]
+    asked = frames.extras["human_action"]
+    np.testing.assert_array_equal(asked[~driven], frames.action[~driven])
+    assert (asked[driven] != frames.extras["policy_action"][driven]).any(axis=1).all()
+    runs = [json.loads(line) for line in (tmp_path / "recording" / "meta" / "runs.jsonl").read_text().splitlines()]
+    assert len(runs) == 2
+    assert sum(run["acted"]["human"] for run in runs) == driven.sum()
 
 
 @pytest.mark.parametrize(
@@ -407,3 +469,266 @@ def test_a_run_learns_ends_by_its_budget_and_goes_on_where_it_was(tmp_path, demo
 def test_settings_that_do_not_go_together_are_refused(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         session.learn(configured(tmp_path, tmp_path, **changes))
+
+
+# ---- in real time --------------------------------------------------------------------------------------------------
+
+REAL = ExecutorConfig(
+    tick_rate_hz=40.0, realtime_priority=0, blend_seconds=0.1, late_steps=8, max_state_age=5.0, operator_timeout=5.0
+)
+"""A control loop that a busy machine does not stop."""
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    """The parts of the session that runs, and for all weights that are taken: version, thread, ticks made before."""
+    kept = SimpleNamespace(taken=[], executor=None, learner=None, attempts=None)
+
+    def keep(name, kind):
+        def make(*args, **options):
+            setattr(kept, name, kind(*args, **options))
+            return getattr(kept, name)
+
+        return make
+
+    monkeypatch.setattr(session, "Executor", keep("executor", session.Executor))
+    monkeypatch.setattr(session, "LearnerClient", keep("learner", session.LearnerClient))
+    monkeypatch.setattr(session, "Attempts", keep("attempts", session.Attempts))
+    refresh = ActingPolicy.refresh
+
+    def noted(policy):
+        before = policy.version
+        refresh(policy)
+        if policy.version != before and kept.executor is not None:
+            kept.taken.append((policy.version, threading.current_thread().name, kept.executor.lateness.count))
+
+    monkeypatch.setattr(ActingPolicy, "refresh", noted)
+    return kept
+
+
+def learn_until(condition, config, on_episode=None):
+    """Learn, and press Ctrl-C as soon as the condition holds; where it never does, the session's minutes end it."""
+    ended = threading.Event()
+
+    def watch():
+        while not ended.wait(0.02):
+            if condition():
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        return session.learn(config, on_episode)
+    finally:
+        ended.set()
+        thread.join()
+
+
+def check_control_went_on(parts):
+    """New weights came to act between two ticks of a loop that kept its pace, in the thread that plans."""
+    versions, threads, ticks = zip(*parts.taken, strict=True)
+    assert versions[-1] >= 2
+    assert list(versions) == sorted(set(versions))
+    assert set(threads) == {"policy"}
+    executor = parts.executor
+    assert 0 < ticks[-1] <= executor.lateness.count
+    assert executor.missed_ticks < executor.lateness.count, "at least every other tick came"
+    assert executor.robot_confirmed_stop
+
+
+def classifier_at(spec, total, directory):
+    """Write a classifier that sees success where the elements of the state come to more than ``total``."""
+    classifier = SuccessClassifier(StateEncoder(spec), ClassifierConfig(hidden=(), dropout=0.0))
+    with torch.no_grad():
+        classifier.net[-1].weight.fill_(20.0)
+        classifier.net[-1].bias.fill_(-20.0 * total)
+    return f"classifier:{save_classifier(classifier.eval(), directory)}"
+
+
+@pytest.mark.usefixtures("guided")
+def test_control_goes_on_while_the_learner_stands_still_and_takes_its_weights_when_they_come(
+    tmp_path, demos, parts, monkeypatch
+):
+    make, goes_on = session.Executor, threading.Event()
+
+    def halting(*args, **options):
+        learner = parts.learner.pid
+        os.kill(learner, signal.SIGSTOP)
+
+        def resume():
+            goes_on.wait(30.0)
+            os.kill(learner, signal.SIGCONT)
+
+        threading.Thread(target=resume, daemon=True).start()
+        return make(*args, **options)
+
+    monkeypatch.setattr(session, "Executor", halting)
+    ended = []
+
+    def on_episode(report, episode):
+        if not ended:
+            stat = Path(f"/proc/{parts.learner.pid}/stat").read_text()
+            assert stat.rpartition(")")[2].split()[0] == "T", "the learner stands still"
+            goes_on.set()
+        ended.append((episode, parts.executor.lateness.count))
+
+    config = configured(
+        tmp_path,
+        demos,
+        clock="real",
+        reward=classifier_at(GuidedEnv().spec, 1.0, tmp_path / "classifier"),
+        attempt_seconds=20.0,
+        habits=OperatorHabits(grace=0.2, patience=0.2),
+        executor=REAL,
+        pretrain=1,
+        minutes=1.0,
+    )
+    report = learn_until(lambda: parts.taken and parts.taken[-1][0] >= 2, config, on_episode)
+    # A tick, a step or an episode that waited for the learner would never have ended.
+    episode, ticks = ended[0]
+    assert ticks >= 2 * episode.steps
+    assert parts.taken[-1][2] >= ticks
+    assert episode.success, "the classifier saw it"
+    assert parts.attempts.attempts[0].success
+    assert parts.attempts.attempts[0].probability > 0.5
+    assert report.takeovers >= 1
+    assert report.human_steps >= 1
+    assert report.learner_restarts == 0
+    check_control_went_on(parts)
+
+
+class Person:
+    """Enables the robot, helps once in each attempt, marks it a success, hands back, and sets the scene."""
+
+    def __init__(self, parts, size):
+        self.parts, self.size = parts, size
+        self.mode, self.ticks, self.seq = None, 0, 0
+        self.helped, self.scenes = 0, []
+
+    def connect(self):
+        pass
+
+    def disconnect(self):
+        pass
+
+    def poll(self):
+        arbiter, acting = self.parts.executor.arbiter, self.parts.attempts.phase == "acting"
+        mode = arbiter.mode
+        self.ticks = self.ticks + 1 if mode is self.mode else 0
+        self.mode, driving, events = mode, mode is Mode.HUMAN, ()
+        if mode is Mode.IDLE and self.parts.executor.ready.is_set() and not arbiter.plan_requested:
+            events = (OperatorEvent.ENABLE,)
+        elif mode is Mode.AUTO and acting and self.ticks == 8 and self.helped == len(self.scenes):
+            events = (OperatorEvent.TAKE_OVER,)
+        elif driving and self.ticks == 16:
+            self.helped += 1
+            events = (OperatorEvent.SUCCESS,)
+        elif driving and self.ticks >= 20:
+            events = (OperatorEvent.HAND_BACK,)
+        elif mode is Mode.HOLD and self.ticks >= 12 and not arbiter.plan_requested:
+            if arbiter.reason == "operator_hold":
+                self.scenes.append(self.parts.executor.safety.command.copy())
+            events = (OperatorEvent.HAND_BACK,)
+        self.seq += 1
+        motion = np.full(self.size, float(driving and self.ticks < 16))
+        return OperatorInput(time.monotonic(), self.seq, driving, motion, events, "person")
+
+
+def test_an_operators_corrections_and_marks_teach_a_policy_and_the_robot_waits_for_the_scene(
+    tmp_path, demos, parts, monkeypatch
+):
+    torch.manual_seed(0)
+    shape = GaussianConfig((8,), low=(-0.1,) * 3, high=(0.1,) * 3, relative_to="state")
+    save_policy(GaussianPolicy(FakeRobot(3).spec, shape), tmp_path / "policy")
+    person = Person(parts, 3)
+    monkeypatch.setattr(session, "build_teleop", lambda *_, **__: person)
+    config = configured(
+        tmp_path,
+        demos,
+        method="hg_dagger",
+        policy=tmp_path / "policy",
+        robot="fake",
+        operator="person",
+        reward="operator",
+        clock="real",
+        options=("batch_size=16",),
+        executor=REAL,
+        minutes=1.0,
+    )
+    episodes = []
+
+    def in_the_next_attempt():
+        return len(person.scenes) == 1 and parts.executor.arbiter.mode is Mode.AUTO and parts.taken[-1][0] >= 2
+
+    report = learn_until(in_the_next_attempt, config, lambda _, episode: episodes.append(episode))
+    episode = episodes[0]
+    assert episode.success, "the operator's mark"
+    assert episode.arrays["actor"][-1] == ACTOR_CODES["human"], "nothing is added to an attempt after its mark"
+    assert 4 <= episode.human_steps < episode.steps
+    assert report.takeovers == report.episodes == 1
+    assert report.human_steps == episode.human_steps
+    facts = parts.learner.newest[2]
+    assert facts["metrics"]["human_steps"] == episode.human_steps
+    assert facts["metrics"]["updates"] == episode.steps
+    here = {"state": np.zeros((1, 1, 3), np.float32)}
+    before, after = (
+        load_policy(path).plan(here) for path in (tmp_path / "run/learner/checkpoints/initial", report.policy)
+    )
+    assert not np.array_equal(before, after)
+    # The robot went back to where the attempt began, and stood there until the operator handed back.
+    changes = [(mode, reason) for _, mode, reason in parts.executor.arbiter.changes]
+    held = changes.index((Mode.HOLD, "operator_hold"))
+    assert changes[held + 1] == (Mode.HOLD, "hand_back")
+    np.testing.assert_allclose(person.scenes[0], np.zeros(3), atol=0.01)
+    assert np.abs(episode.arrays["action"][-1]).max() > 0.05
+    check_control_went_on(parts)
+
+
+@pytest.mark.ros
+@pytest.mark.usefixtures("ros_domain")
+def test_a_robot_on_topics_learns_without_a_human_from_one_attempt_after_another(tmp_path, parts):
+    bench = ros_arm(tmp_path, max_silence=10.0, stop_timeout=10.0)
+    spec = bench.robot.spec
+    with EpisodeWriter(tmp_path / "demos", spec, task="reach") as writer:
+        for _ in range(3):
+            for index in range(20):
+                writer.add({"state": np.full(3, 0.02 * index, np.float32)}, np.full(3, 0.02 * index + 0.02, np.float32))
+            writer.save_episode(success=True)
+    settings = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(bench.config).items()}
+    (tmp_path / "arm.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "keys.txt").write_text("".join(f"{0.5 * k} n\n{0.5 * k + 0.25} b\n" for k in range(1, 200)))
+    (tmp_path / "keys.yaml").write_text(f"script: {tmp_path / 'keys.txt'}\nautostart: true\n")
+    config = configured(
+        tmp_path,
+        tmp_path / "demos",
+        method="serl",
+        robot="ros_arm",
+        robot_config=tmp_path / "arm.yaml",
+        operator="script",
+        operator_config=tmp_path / "keys.yaml",
+        reward=classifier_at(spec, 50.0, tmp_path / "classifier"),
+        attempt_seconds=0.5,
+        wait_after_attempt=False,
+        clock="real",
+        executor=REAL,
+        pretrain=1,
+        minutes=2.0,
+    )
+    episodes = []
+    try:
+        report = learn_until(
+            lambda: parts.taken and parts.taken[-1][0] >= 3, config, lambda _, episode: episodes.append(episode)
+        )
+    finally:
+        bench.close()
+    assert report.episodes >= 2
+    assert report.human_steps == report.takeovers == 0
+    assert [(one.success, one.steps) for one in parts.attempts.attempts[:2]] == [(False, 10)] * 2
+    assert max(one.probability for one in parts.attempts.attempts) < 0.5, "the classifier looked, and saw none"
+    assert not any(episode.success for episode in episodes)
+    states = episodes[0].arrays["observation.state"]
+    assert np.abs(states[-1] - states[0]).max() > 0.005, "the arm on the other side moved"
+    reasons = [reason for _, _, reason in parts.executor.arbiter.changes]
+    assert "operator_hold" not in reasons, "nobody was waited for"
+    check_control_went_on(parts)
