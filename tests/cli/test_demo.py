@@ -101,6 +101,13 @@ def test_what_it_leaves_is_complete(finished):
     page = paths.report.read_text()
     assert page.count("data:video/mp4;base64,") == 3
     assert not re.search(r'(?:src|href)="(?!data:)', page)
+    for histogram in ("Lateness of control ticks", "Observation to the plan made from it"):
+        chart = page.split(f"<h3>{histogram}</h3>")[1].split("</figure>")[0]
+        assert chart.count('<rect class="bar"') > 1
+    facts = json.loads((paths.deployment / "deployment.json").read_text())
+    assert facts["safety"]["emergency_stop"] > 0
+    for name, count in facts["safety"].items():
+        assert f"<tr><td>{name.replace('_', ' ')}</td><td>{count}</td></tr>" in page
 
 
 @whole

@@ -9,15 +9,22 @@ from pathlib import Path
 
 import pytest
 
+from hardware.cli import deploy as command
 from hardware.cli.deploy import shown
 from hardware.control.executor import ExecutorConfig
 from hardware.control.statistics import Durations
 from hardware.deployment.config import DeploymentConfig, make_robot
-from hardware.deployment.run import deploy
+from hardware.deployment.run import choose_transport, deploy
 from hardware.teleop.script import ScriptedTeleop
 from hardware.transport import ExecutorStatus
 from robot_rl.core import registry
-from robot_rl.core.errors import ConfigError, RobotRLError, SpecMismatchError, UnknownNameError
+from robot_rl.core.errors import (
+    ConfigError,
+    MissingDependencyError,
+    RobotRLError,
+    SpecMismatchError,
+    UnknownNameError,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,6 +77,38 @@ def test_a_rehearsed_operator_in_real_time(checkpoint, tmp_path):
     dataset = open_dataset(tmp_path / "record")
     assert dataset.num_frames == report.recording["steps"] > 20
     assert "5 s over inprocess" in report.summary()
+
+
+@pytest.mark.parametrize("absent", ["rclpy", "trajectory_msgs", None])
+def test_auto_takes_ros_where_all_of_it_is_installed(absent, monkeypatch):
+    monkeypatch.setattr("hardware.ros.context.find_spec", lambda package: None if package == absent else object())
+    if absent is None:
+        assert choose_transport("auto") == choose_transport("ros") == ("ros", "")
+        return
+    transport, note = choose_transport("auto")
+    assert transport == "inprocess"
+    assert note.startswith("ROS 2 is not installed")
+    with pytest.raises(MissingDependencyError, match=absent):
+        choose_transport("ros")
+
+
+def test_a_deployment_that_falls_back_says_so_loudly(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("hardware.ros.context.find_spec", lambda package: None)
+    command.run(
+        command.Config(
+            policy=checkpoint,
+            task="navigate",
+            transport="auto",
+            duration=0.5,
+            operator="none",
+            out=tmp_path / "out",
+            executor=PATIENT,
+        )
+    )
+    report = json.loads((tmp_path / "out" / "deployment.json").read_text())
+    assert report["transport"] == "inprocess"
+    assert report["note"].startswith("ROS 2 is not installed: policy and executor ran in one process")
+    assert report["note"] in capsys.readouterr().out.splitlines(), "a line of its own"
 
 
 class Person(ScriptedTeleop):

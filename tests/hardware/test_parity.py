@@ -104,26 +104,61 @@ def test_deployment_plays_exactly_the_actions_of_evaluation(closed_loop):
     assert np.ptp(executed, axis=0).min() > 0.001
 
 
-def test_a_trained_policy_plays_the_same_on_a_simulated_task():
+def tuned(kind, spec):
+    """Return a small policy of ``kind`` in which every part has a say, as after training."""
     torch = pytest.importorskip("torch")
-    from robot_rl.core.registry import make_env
     from robot_rl.data.normalizer import Normalizer
+    from robot_rl.policies.best_of import BestOfConfig, BestOfPolicy
+    from robot_rl.policies.chunk_critic import ChunkCritic, ChunkCriticConfig
     from robot_rl.policies.chunked import ChunkedConfig, ChunkedPolicy
-    from robot_rl.rollout.player import PolicyRunner
+    from robot_rl.policies.residual import ResidualPolicy, ResidualPolicyConfig
+    from robot_rl.policies.steered import SteeredPolicy, SteeredPolicyConfig
 
     torch.manual_seed(0)
-    env = make_env("navigate", 1, threads=1)
-    policy = ChunkedPolicy(env.spec, ChunkedConfig(width=32, depth=1, sample_steps=2), Normalizer(env.spec)).eval()
-    seed, steps = 1_000_003, 20
+    base = ChunkedPolicy(spec, ChunkedConfig(width=32, depth=1, sample_steps=2), Normalizer(spec))
+    make = {
+        "chunked": lambda: base,
+        "residual": lambda: ResidualPolicy(base, ResidualPolicyConfig(hidden=(16,))),
+        "steered": lambda: SteeredPolicy(base, SteeredPolicyConfig(hidden=(16,))),
+        "best_of": lambda: BestOfPolicy(
+            base, ChunkCritic(spec, ChunkCriticConfig(hidden=(16,))), BestOfConfig(candidates=4, edits=2)
+        ),
+    }
+    policy = make[kind]()
+    with torch.no_grad():
+        for parameter in policy.parameters():  # some begin at zero
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return policy
+
+
+def play(policy, env, seed, steps):
+    """Return the actions (steps, A) of an evaluation's episode."""
+    from robot_rl.rollout.player import PolicyRunner
+
     policy.seed(seed)
     runner, observation, actions = PolicyRunner(policy, 1), env.reset(seed), []
     for _ in range(steps):
         actions.append(runner.step(observation)[0])
         observation = env.step(actions[-1][None]).observation
-    env.close()
+    return np.array(actions)
+
+
+@pytest.mark.parametrize("kind", ["chunked", "residual", "steered", "best_of"])
+def test_a_checkpoint_plays_the_same_on_a_simulated_task(kind, tmp_path):
+    pytest.importorskip("torch")
+    from robot_rl.core.registry import make_env
+    from robot_rl.policies.checkpoint import load_policy, save_policy
+
+    seed, steps = 1_000_003, 20
+    env, other = (make_env("navigate", 1, threads=1) for _ in range(2))
+    path = save_policy(tuned(kind, env.spec), tmp_path / "best")
+    actions = play(load_policy(path), env, seed, steps)
+    if kind != "chunked":
+        assert (actions != play(load_policy(path).base, env, seed, steps)).any(), "what was tuned has a say"
     # An untrained policy jumps; with its limits out of reach the chain passes everything.
-    other = make_env("navigate", 1, threads=1)
     other.command_velocity, other.command_acceleration = np.full(2, 1e6), np.full(2, 1e9)
-    executed = deploy_in_lock_step(policy, other, seed, steps)
+    deployed = load_policy(path)
+    executed = deploy_in_lock_step(deployed, other, seed, steps, deployed.closed_loop)
+    np.testing.assert_array_equal(executed.astype(np.float32), actions)
+    env.close()
     other.close()
-    np.testing.assert_array_equal(executed.astype(np.float32), np.array(actions))

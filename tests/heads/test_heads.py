@@ -139,6 +139,35 @@ def test_diffusion_chain_density_is_that_of_its_noise():
         assert -density[:, step].mean().item() == pytest.approx(entropy, abs=0.2)
 
 
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("steps", [10, 16])
+def test_the_sampled_chain_is_that_of_diffusers(eta, steps):
+    from diffusers import DDIMScheduler
+
+    torch.manual_seed(0)
+    head = DiffusionHead(ResidualMLP(4, 2, 3, width=32, depth=1), 4, 2, steps=steps, eta=eta)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    scheduler = DDIMScheduler(
+        num_train_timesteps=100, beta_schedule="squaredcos_cap_v2", prediction_type="epsilon", clip_sample=True
+    )
+    scheduler.set_timesteps(steps)
+    cond, start = torch.randn(64, 3), torch.randn(64, 4, 2)
+    with torch.no_grad():
+        ours = head.sample(cond, start, trace=True, generator=torch.Generator().manual_seed(5)).trace
+        generator, theirs = torch.Generator().manual_seed(5), [start]
+        for level in scheduler.timesteps:
+            noise = torch.randn(start.shape, generator=generator)
+            output = head.network(theirs[-1], torch.full((64,), level.item() / 99), cond)
+            options = {"eta": eta, "use_clipped_model_output": True, "variance_noise": noise}
+            theirs.append(scheduler.step(output, level, theirs[-1], **options).prev_sample)
+    assert len(ours) == len(theirs) == steps + 1
+    torch.testing.assert_close(torch.stack(ours), torch.stack(theirs), atol=1e-5, rtol=1e-5)
+    assert (ours[-1].abs() == 1).any(), "some estimates are clipped"
+    assert (ours[-1].abs() < 1).any()
+
+
 def test_heads_without_densities_refuse_and_name_those_that_have():
     head = FlowHead(GaussianVelocity(), 1, 1)
     with pytest.raises(CapabilityError, match="diffusion"):

@@ -1,6 +1,7 @@
 """The page: self-contained, complete, escaped."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -81,6 +82,31 @@ def test_the_page_says_what_was_reached_and_how_sure_that_is(report):
     assert "not a certified safety function" in page
     assert "prefers-color-scheme: dark" in page
     assert 'name="viewport"' in page
+
+
+def test_the_page_holds_the_histograms_of_the_durations_and_the_counters_of_safety(report):
+    longer = {"p50_ms": 12.0, "p99_ms": 31.0, "max_ms": 40.0, "bins_ms": [10.0, 20.0, 40.0], "bin_counts": [70, 25, 5]}
+    counts = {"velocity limited": 3, "emergency stop": 1}
+    page = render(replace(report, deployment=replace(report.deployment, latency=longer, safety=counts)))
+    cells = [cell.split("</div>")[0] for cell in page.split('<div class="card"><h3>')]
+    named = {cell.split("</h3>")[0]: cell for cell in cells}
+    lateness, latency = named["Lateness of control ticks"], named["Observation to the plan made from it"]
+    assert lateness.count('<rect class="bar"') == 2
+    assert latency.count('<rect class="bar"') == 3
+    for text in ("10 to 20 ms: 25", "20 to 40 ms: 5", "p50 12 ms", "p99 31 ms"):
+        assert text in latency
+    rows = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td></tr>", named["Safety chain: ticks by stage"])
+    assert rows == [("velocity limited", "3"), ("emergency stop", "1")]
+    assert "<b>31 ms</b><span>observation to plan, p99</span>" in page
+    assert "<b>4</b><span>limits applied by the safety chain</span>" in page
+
+
+def test_a_deployment_in_which_nothing_happened_says_so(report):
+    nothing = {"p50_ms": 0.0, "p99_ms": 0.0, "max_ms": 0.0, "bins_ms": [], "bin_counts": []}
+    page = render(replace(report, deployment=replace(report.deployment, latency=nothing, safety={})))
+    assert "No stage had to intervene." in page
+    assert "nothing was measured" in page
+    assert "<b>none</b><span>observation to plan, p99</span>" in page
 
 
 def test_text_is_escaped_and_missing_videos_are_left_out(report):

@@ -10,10 +10,11 @@ from robot_rl.core.errors import CapabilityError, ConfigError, DataError
 from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.data.frames import Frames
 from robot_rl.data.normalizer import Normalizer
+from robot_rl.data.store import EpisodeWriter
 from robot_rl.policies.gaussian import GaussianConfig, GaussianPolicy
 from robot_rl.rl import channel as channels
 from robot_rl.rl.channel import Channel, ChannelError
-from robot_rl.rl.learner_process import LearnerSettings, method_settings
+from robot_rl.rl.learner_process import LearnerSettings, main, method_settings
 from robot_rl.rl.methods.hg_dagger import DaggerConfig, DaggerLearner, corrections
 from robot_rl.rl.methods.rlpd import GaussianBehaviour, RLPDConfig, action_bounds
 from robot_rl.rl.off_policy.stream import HUMAN, EpisodeStream
@@ -178,3 +179,18 @@ def test_settings_survive_the_way_to_the_process_and_unknown_options_are_named(t
     assert method_settings("serl", settings.options).core.batch_size == 8
     with pytest.raises(ConfigError):
         LearnerSettings.read(tmp_path / "nowhere")
+
+
+def test_demonstrations_of_another_robot_end_the_process_with_the_differences_in_its_log(tmp_path, ends, caplog):
+    other = Spec({"position": ArraySpec((2,))}, ArraySpec((3,)), SPEC.rate_hz)
+    with EpisodeWriter(tmp_path / "demos", other, task="other") as writer:
+        writer.add({"position": np.zeros(2, np.float32)}, np.zeros(3, np.float32), reward=0.0, actor="human")
+        writer.save_episode(success=True)
+    LearnerSettings("serl", SPEC.to_json(), str(tmp_path / "demos")).write(tmp_path / "run")
+    near, _ = ends
+    with pytest.raises(SystemExit) as end:
+        main([str(tmp_path / "run"), str(near._socket.detach())])
+    assert end.value.code == 2
+    assert caplog.messages[-1].startswith("the robot does not fit the demonstrations: ")
+    for difference in ("observation 'state' is missing (available: position)", "action: shape (2,) against (3,)"):
+        assert difference in caplog.messages[-1]

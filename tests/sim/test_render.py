@@ -1,5 +1,10 @@
 """Images from the ray tracer: right size, right things in the right place, per lane."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import mujoco
 import numpy as np
 import pytest
@@ -58,3 +63,34 @@ def test_unknown_cameras_are_named():
         Renderer(model, camera="front")
     with pytest.raises(ConfigError, match="has no camera"):
         Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"))
+
+
+LOADED = """
+import sys
+import mujoco
+from sim.render import Renderer
+model = mujoco.MjModel.from_xml_string(sys.argv[1])
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+assert Renderer(model, 64, 48, "above").render_data(data).std() > 1
+print(open("/proc/self/maps").read())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what a process has loaded is read from /proc")
+def test_rendering_needs_no_display_and_loads_no_gl_library():
+    bare = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL")}
+    found = subprocess.run(
+        [sys.executable, "-c", LOADED, MESH],
+        cwd=Path(__file__).parents[2],
+        env=bare,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=True,
+    )
+    names = {Path(line.split()[-1]).name for line in found.stdout.splitlines() if ".so" in line}
+    assert any(name.startswith("libmujoco") for name in names), "what is loaded can be seen"
+    assert any(name.startswith("warp") for name in names)
+    # MuJoCo itself imports GLFW, which opens one of these only to draw.
+    assert not [name for name in names if name.startswith(("libGL", "libEGL", "libOSMesa", "libOpenGL", "libvulkan"))]

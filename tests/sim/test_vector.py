@@ -11,7 +11,18 @@ from robot_rl.core.registry import make_env
 gymnasium = pytest.importorskip("gymnasium")
 
 
-@pytest.mark.parametrize(("task", "key"), [("push_t", None), ("push_t", "state"), ("half_cheetah", "state")])
+@pytest.mark.parametrize(
+    ("task", "key"),
+    [
+        ("push_t", None),
+        ("push_t", "state"),
+        ("half_cheetah", "state"),
+        ("peg_insert", None),
+        ("peg_insert", "state"),
+        ("navigate", None),
+        ("navigate", "lidar"),
+    ],
+)
 def test_one_lane_passes_gymnasiums_checker(task, key):
     from gymnasium.utils.env_checker import check_env
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.data.frames import Frames
 from robot_rl.data.windows import WindowSampler
 from robot_rl.policies.chunked import ChunkedConfig, ChunkedPolicy
+from robot_rl.train import trainer as training
 from robot_rl.train.ema import EMA
 from robot_rl.train.interrupt import finishing_steps
 from robot_rl.train.run import Run, read_metrics
@@ -37,20 +39,22 @@ def weights(policy):
     return {name: value.clone() for name, value in policy.state_dict().items()}
 
 
-def test_interrupted_training_ends_with_the_same_weights(tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_interrupted_training_ends_with_the_same_weights(tmp_path, precision):
+    config = replace(CONFIG, precision=precision)
     policy, sampler = make()
-    with Run.create(tmp_path / "whole", CONFIG) as run:
-        expected = weights(train(policy, sampler, CONFIG, run))
+    with Run.create(tmp_path / "whole", config) as run:
+        expected = weights(train(policy, sampler, config, run))
     policy, sampler = make()
-    with Run.create(tmp_path / "cut", CONFIG) as run:
-        trainer = Trainer(policy, sampler, CONFIG, run)
+    with Run.create(tmp_path / "cut", config) as run:
+        trainer = Trainer(policy, sampler, config, run)
         for _ in range(33):  # past the checkpoint at step 20, in the middle of an epoch
             trainer.update()
             if trainer.step == 20:
                 trainer._save()
     policy, sampler = make()
-    with Run.create(tmp_path / "cut", CONFIG, resume=True) as run:
-        resumed = weights(train(policy, sampler, CONFIG, run))
+    with Run.create(tmp_path / "cut", config, resume=True) as run:
+        resumed = weights(train(policy, sampler, config, run))
     assert expected.keys() == resumed.keys()
     for name, value in expected.items():
         assert torch.equal(value, resumed[name]), name
@@ -237,3 +241,88 @@ def test_learning_rate_warms_up_and_decays_to_zero(tmp_path):
     assert rates[9] == rates[10] == 1.0
     assert rates[99] < 0.001
     assert np.all(np.diff(rates[10:]) <= 0)
+
+
+def gradients(path, scale):
+    """Return what the optimiser is given in a first step on ``scale`` times the loss, all in one vector."""
+    policy, sampler = make()
+    with Run.create(path, CONFIG) as run:
+        trainer = Trainer(policy, sampler, CONFIG, run)
+    loss, step, given = policy.loss, trainer.optimizer.step, []
+    policy.loss = lambda *arguments: scale * loss(*arguments)
+
+    def stepped():
+        given.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]).clone())
+        step()
+
+    trainer.optimizer.step = stepped
+    trainer.update()
+    return given[0]
+
+
+def test_the_gradient_of_a_huge_loss_is_clipped_and_a_small_one_is_not(tmp_path):
+    huge, small, smaller = (gradients(tmp_path / str(scale), scale) for scale in (1e6, 1e-3, 1e-4))
+    assert huge.norm().item() == pytest.approx(CONFIG.gradient_clip, rel=1e-4)
+    assert 10 * smaller.norm().item() == pytest.approx(small.norm().item(), rel=1e-4)
+    assert 0 < small.norm().item() < CONFIG.gradient_clip
+    torch.testing.assert_close(huge / huge.norm(), small / small.norm(), rtol=1e-3, atol=1e-5)
+
+
+def pretend(monkeypatch, policy, supported, seconds):
+    """Let a processor support bf16 or not, and a loss take ``seconds`` by whether it is computed in bf16."""
+    clock = SimpleNamespace(now=0.0, calls=[])
+    loss = policy.loss
+
+    def timed(*arguments):
+        bf16 = torch.is_autocast_enabled("cpu")
+        # The first of a kind is slow: it sets things up.
+        clock.now += seconds[bf16] + (0.0 if bf16 in clock.calls else 100.0 * (1 + bf16))
+        clock.calls.append(bf16)
+        return loss(*arguments)
+
+    monkeypatch.setattr(policy, "loss", timed)
+    monkeypatch.setattr(training, "has_fast_bf16", lambda device: supported)
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    return clock
+
+
+@pytest.mark.parametrize(
+    ("precision", "supported", "seconds", "bf16"),
+    [
+        ("auto", True, (2.0, 1.0), True),
+        ("auto", True, (1.0, 2.0), False),
+        ("auto", False, (2.0, 1.0), False),
+        ("bf16", False, (1.0, 2.0), True),
+        ("fp32", True, (2.0, 1.0), False),
+    ],
+)
+def test_auto_takes_bf16_where_it_is_supported_and_measured_to_be_faster(
+    tmp_path, monkeypatch, precision, supported, seconds, bf16
+):
+    config = replace(CONFIG, precision=precision)
+    policy, sampler = make()
+    before = weights(policy)
+    clock = pretend(monkeypatch, policy, supported, seconds)
+    with Run.create(tmp_path / "run", config) as run:
+        trainer = Trainer(policy, sampler, config, run)
+        assert trainer.bf16 is bf16
+        assert set(clock.calls) == ({False, True} if precision == "auto" and supported else set())
+        assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
+        assert all(p.grad is None for p in policy.parameters()), "measuring leaves nothing behind"
+        trainer.update()
+        assert clock.calls[-1] is bf16
+
+
+def test_a_resumed_run_keeps_the_precision_that_was_chosen(tmp_path, monkeypatch):
+    config = replace(CONFIG, precision="auto")
+    policy, sampler = make()
+    pretend(monkeypatch, policy, True, (2.0, 1.0))
+    with Run.create(tmp_path / "run", config) as run:
+        trainer = Trainer(policy, sampler, config, run)
+        trainer.update()
+        trainer._save()
+    policy, sampler = make()
+    clock = pretend(monkeypatch, policy, True, (1.0, 2.0))
+    with Run.create(tmp_path / "run", config, resume=True) as run:
+        assert Trainer(policy, sampler, config, run).bf16
+    assert clock.calls == []
