@@ -9,6 +9,7 @@ observation image   ``sensor_msgs/Image`` (rgb8)          one message per key, s
 `OperatorInput`     ``sensor_msgs/Joy``                   ``axes`` = motion, then target if it has one; ``buttons`` =
                                                           enabled, events, whether there is a target
 e-stop              ``std_msgs/Bool``                     true = pressed; latched by its topic
+`ExecutedStep`      ``sensor_msgs/JointState``            ``name`` of `executed_names`, ``position`` = value
 `ExecutorStatus`    ``diagnostic_msgs/DiagnosticArray``   one status, its fields as key and value
 `Spec`              ``std_msgs/String``                   JSON; latched by its topic
 =================== ====================================  ====================================================
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hardware.recording.recorder import ACTOR_CODES, MODE_CODES, REASON_CODES, ExecutedStep
 from hardware.transport import ExecutorStatus
 from robot_rl.core.errors import DataError, SpecMismatchError
 from robot_rl.core.policy import ActionChunk
@@ -49,6 +51,10 @@ if TYPE_CHECKING:
 STATUS_NAME = "robot_rl executor"
 """Name of the executor's diagnostic."""
 _LEVELS = {"auto": b"\x00", "align": b"\x00", "human": b"\x00", "idle": b"\x01", "hold": b"\x01", "stopped": b"\x02"}
+EXECUTED_ACTIONS = ("action", "policy_action", "human_action")
+"""Actions of an executed step; each has the elements of the robot's."""
+EXECUTED_FACTS = ("actor", "intervention", "safety_flags", "policy_planned", "mode", "reason", "episode")
+"""What else an executed step says, a number each."""
 _STAMP_PREFIX = "stamp:"
 _POLICY_PREFIX = "policy/"
 _EVENTS = tuple(OperatorEvent)
@@ -307,6 +313,31 @@ def from_joy(message: Joy) -> OperatorInput:
     motion, target = (axes[: len(axes) // 2], axes[len(axes) // 2 :]) if shown else (axes, None)
     source, _, _ = message.header.frame_id.rpartition("#")
     return OperatorInput(stamp, seq, bool(message.buttons[0]), motion, events, source, target)
+
+
+def executed_names(spec: Spec) -> list[str]:
+    """Return the elements of an executed step: the executed, the planned and the operator's action, and its facts."""
+    actions = [name for key in EXECUTED_ACTIONS for name in element_names(key, spec.action)]
+    return actions + list(EXECUTED_FACTS)
+
+
+def to_executed(step: ExecutedStep, names: list[str], seq: int, episode: int) -> JointState:
+    """Return an executed step as numbers with names; its time is that of the observation it was decided upon from.
+
+    Codes are those of `hardware.recording.recorder`.
+
+    Args:
+        step: what happened.
+        names: of `executed_names`.
+        seq: number of the message.
+        episode: number of the episode, from 1.
+    """
+    from sensor_msgs.msg import JointState
+
+    values = np.concatenate([step.action, step.policy_action, step.human_action]).tolist()
+    values += [ACTOR_CODES[step.writer], step.writer == "human", step.safety_flags, step.planned]
+    values += [MODE_CODES[step.mode], REASON_CODES[step.reason], episode]
+    return JointState(header=to_header(step.stamp, seq), name=names, position=array.array("d", values))
 
 
 def to_bool(pressed: bool) -> Bool:

@@ -13,9 +13,10 @@ from typing import Annotated, Any
 
 from hardware.control.executor import Executor, ExecutorConfig
 from hardware.options import parse_options
-from hardware.recording.recorder import Recorder
+from hardware.recording.recorder import ExecutedStep, Recorder
 from hardware.robots.build import build_robot
-from hardware.ros.endpoint import Endpoint
+from hardware.ros.convert import executed_names, to_executed
+from hardware.ros.endpoint import Endpoint, quality
 from hardware.ros.lifecycle import ManagedConfig, run_managed_node
 from hardware.ros.link import ROBOT_SPEC, RosExecutorLink
 from hardware.ros.parameters import Range
@@ -25,6 +26,9 @@ from robot_rl.core.errors import ConfigError, HardwareError, UnknownNameError
 from robot_rl.core.robot import Robot
 
 logger = logging.getLogger(__name__)
+
+EXECUTED = "executed"
+"""Topic of what was executed, one message per policy step; reliable, last 64."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +93,16 @@ class ExecutorWork:
         Raises:
             HardwareError: another executor runs already.
         """
+        from sensor_msgs.msg import JointState
+
         self.config = config
         self.settings = executor_config(config.executor_options, config.unattended)
         self._robot: Robot | None = self._make()
         self.spec = self._robot.spec
         self._protection(self._robot)  # mistakes in the safety file are found before anything is opened
         self.link = RosExecutorLink(self.spec, endpoint)
+        self._publish_executed = endpoint.publisher(JointState, EXECUTED, quality(64))
+        self._executed_names, self._executed = executed_names(self.spec), 0
         endpoint.require_alone(ROBOT_SPEC, "executor")
         self.executor: Executor | None = None
 
@@ -108,6 +116,7 @@ class ExecutorWork:
         protection, recorder = self._protection(robot), self._recorder(robot)
         try:
             executor = Executor(robot, self.link, self.settings, recorder=recorder, protection=protection)
+            executor.journal.on_step = self._tell
             executor.connect()
         except BaseException:
             if recorder is not None:
@@ -141,6 +150,19 @@ class ExecutorWork:
             if executor.recorder is not None:
                 executor.recorder.close()
         _finish(self.config, executor, executor.robot, executor.recorder)
+
+    def _tell(self, step: ExecutedStep) -> None:
+        """Publish an executed step; that this fails is no reason to stop the robot."""
+        executor = self.executor
+        if executor is None:
+            return
+        self._executed += 1
+        try:
+            self._publish_executed(to_executed(step, self._executed_names, self._executed, executor.journal.episode))
+        except Exception:
+            if not executor.counters["executed_step_failures"]:
+                logger.exception("executed steps cannot be published")
+            executor.counters["executed_step_failures"] += 1
 
     def _make(self) -> Robot:
         return make_robot(self.config.robot, self.config.robot_options, self.config.robot_config)

@@ -9,6 +9,7 @@ chunk               policy →    reliable, last 8
 operator            teleop →    reliable, last 64: a key press must not be lost
 estop               teleop →    reliable, latched: a late joiner learns of a pressed e-stop at once
 status              executor →  reliable, last 16
+executed            executor →  reliable, last 64, by `hardware.ros.executor_node`
 robot_spec          executor →  reliable, latched: what the robot measures and takes
 =================== =========== ====================================================================
 

@@ -44,7 +44,8 @@ class RecorderNodeConfig(ManagedConfig):
     out: str = ""
     """Directory of the recording; it must not exist, or be empty. Activated again, the node records to out_2, …"""
     topics: tuple[str, ...] = ()
-    """Topics to record; a name without a slash is relative to this node's namespace."""
+    """Topics to record; a name without a slash is relative to this node's namespace. One that ends in ``/*`` stands for
+    every topic below it, however many there are."""
     everything: bool = False
     """Record every topic that there is or will be."""
     exclude: str = "/rosout|/parameter_events"
@@ -109,7 +110,9 @@ class TopicRecorder:
 
     def __init__(self, endpoint: Endpoint, recorder: BagRecorder, config: RecorderNodeConfig) -> None:
         self._endpoint, self._recorder, self._config = endpoint, recorder, config
-        self._wanted = {endpoint.node.resolve_topic_name(name) for name in config.topics}
+        resolved = endpoint.node.resolve_topic_name
+        self._wanted = {resolved(name) for name in config.topics if not name.endswith("/*")}
+        self._below = tuple(resolved(name.removesuffix("/*")) + "/" for name in config.topics if name.endswith("/*"))
         self._exclude = re.compile(config.exclude)
         self._topics: dict[str, _Recorded] = {}
         self._refused: set[str] = set()
@@ -126,7 +129,8 @@ class TopicRecorder:
             DataError: the type of a topic that was asked for is not installed.
         """
         for name, kinds in self._endpoint.node.get_topic_names_and_types():
-            wanted = name in self._wanted or (self._config.everything and not self._exclude.fullmatch(name))
+            wanted = name in self._wanted or name.startswith(self._below)
+            wanted = wanted or (self._config.everything and not self._exclude.fullmatch(name))
             if not wanted or name in self._refused:
                 continue
             publishers = self._endpoint.node.get_publishers_info_by_topic(name)

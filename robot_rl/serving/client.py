@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
-import struct
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ from robot_rl.serving.protocol import (
     TOKEN_FILE,
     decode,
     encode,
+    limit_sending,
     pack_commitment,
     read_token,
     require_packages,
@@ -175,10 +174,7 @@ class RemotePolicy:
                 ping_interval=5.0,
                 ping_timeout=5.0,
             )
-            # A server that has stopped reads nothing: once the buffers are full, sending would wait for ever.
-            seconds, part = divmod(address.timeout, 1.0)
-            limit = struct.pack("ll", int(seconds), max(1, int(part * 1e6)))
-            self._connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            limit_sending(self._connection, address.timeout)
             self._connection.send(encode({"type": "hello", "protocol": PROTOCOL}))
             found = decode(self._connection.recv(timeout=address.connect_timeout))
         except InvalidStatus as error:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import socket
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,16 @@ def read_token(path: Path) -> str:
     if len(token) < 16 or not token.isascii() or not token.isprintable():
         raise ConfigError(f"the token in {path} must be one line of 16 or more printable characters")
     return token
+
+
+def limit_sending(connection: Any, seconds: float) -> None:
+    """Let no send over ``connection`` take longer than ``seconds``.
+
+    A peer that reads nothing fills the buffers, and sending would then wait for ever, with all that keeps watch.
+    """
+    whole, part = divmod(seconds, 1.0)
+    limit = struct.pack("ll", int(whole), max(1, int(part * 1e6)))
+    connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
 def encode(message: Mapping[str, Any]) -> bytes:

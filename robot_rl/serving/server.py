@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from robot_rl.core.errors import ConfigError, DataError, RobotRLError
-from robot_rl.core.ranges import require_range
+from robot_rl.core.ranges import require_positive, require_range
 from robot_rl.policies.checkpoint import load_policy
 from robot_rl.serving.protocol import (
     LARGEST_MESSAGE,
@@ -33,6 +33,7 @@ from robot_rl.serving.protocol import (
     TOKEN_FILE,
     decode,
     encode,
+    limit_sending,
     read_token,
     require_packages,
     unpack_commitment,
@@ -62,11 +63,14 @@ class ServerConfig:
     """Connections at the same time."""
     handshake_seconds: float = 5.0
     """Time in which a client must have introduced itself."""
+    ping_seconds: float = 10.0
+    """How often (s) a client is asked whether it is there; for as long, an answer or the taking of a reply may take."""
 
     def __post_init__(self) -> None:
         require_range(self, "port", high=65535)
         require_range(self, "threads", "handshake_seconds")
         require_range(self, "max_clients", low=1)
+        require_positive(self, "ping_seconds")
 
 
 class PolicyWebServer:
@@ -118,8 +122,8 @@ class PolicyWebServer:
                 max_queue=4,
                 open_timeout=config.handshake_seconds,
                 close_timeout=1.0,
-                ping_interval=10.0,
-                ping_timeout=10.0,
+                ping_interval=config.ping_seconds,
+                ping_timeout=config.ping_seconds,
                 server_header=None,
                 logger=logging.getLogger(f"{__name__}.websocket"),
             )
@@ -183,6 +187,7 @@ class PolicyWebServer:
                 return
             self._clients.add(connection)
         try:
+            limit_sending(connection, self.config.ping_seconds)
             self._converse(connection)
         finally:
             with self._lock:

@@ -394,3 +394,52 @@ def test_yaml_that_wants_objects_makes_none(tmp_path):
         read_topic_map(tmp_path / "map.yaml")
     with pytest.raises(UnknownNameError):
         parse_topic_map({**MAP, "actor": "robot"})
+
+
+def test_frames_are_at_the_instants_of_a_topic_and_a_new_number_is_a_new_episode(tmp_path):
+    """Steps that jitter by 9 ms, told when they are over: each frame has its own, and the image that it saw."""
+    rng, extra = np.random.default_rng(0), []
+    for k in range(60):
+        t = 0.1 + 0.05 * k + rng.uniform(-0.009, 0.009)
+        number = 1 + (k >= 25)
+        names, values = ["action/0", "actor", "safety_flags", "episode"], np.array([k, k % 2, 4 * k, number], float)
+        stamp = EPOCH + round(t * 1e9)
+        step = TYPES.types[JOINT_STATE](header(stamp), names, values, np.zeros(0), np.zeros(0))
+        extra += [(t + 0.11, "/executed", JOINT_STATE, step), (t, "/seen", IMAGE, image(t, stamp, level=4 * k))]
+
+    def of(*names):
+        return {"topic": "/executed", "field": "position", "names": list(names), "tolerance": 0.02}
+
+    wanted = {
+        "observation": {"images.front": {"topic": "/seen", "tolerance": 0.02}, "state": MAP["observation"]["state"]},
+        "action": of("action/0"),
+        "extras": {"actor": of("actor"), "safety_flags": of("safety_flags")},
+        "episodes": of("episode"),
+        "instants": "/executed",
+    }
+    done = convert(tmp_path, Story(extra=extra), changed(**wanted))
+    assert (done.episodes, done.frames) == (2, 60)
+    assert kinds(done.faults) == set(), "a step that is told late is no other clock"
+    dataset = open_dataset(tmp_path / "data")
+    frames = dataset.load()
+    np.testing.assert_array_equal(frames.action[:, 0], np.arange(60))
+    np.testing.assert_array_equal(frames.extras["actor"].ravel(), np.arange(60) % 2)
+    np.testing.assert_array_equal(frames.extras["safety_flags"].ravel(), 4 * np.arange(60))
+    assert frames.episode_ends.tolist() == [25, 60]
+    levels = np.concatenate([dataset.images("images.front", number)[:, 12, 20, 0] for number in range(2)])
+    assert np.abs(levels.astype(int) - 4 * np.arange(60)).max() <= 1
+    with pytest.raises(UnknownNameError, match="instants"):
+        changed(instants="/exeucted")
+
+
+def test_topics_that_are_only_named_like_an_executors_get_an_ordinary_draft(tmp_path):
+    text = TYPES.types["std_msgs/msg/String"]
+    extra = [
+        (0.1, "/r/robot_spec", "std_msgs/msg/String", text(said)) for said in ("[1]", "no JSON", '{"rate_hz": "x"}')
+    ]
+    extra += [(0.2, f"/r/{name}", JOINT_STATE, joints(0.2, EPOCH)) for name in ("executed", "observation")]
+    for number in range(3):
+        chosen = [extra[number], *extra[3:]]
+        drafted = yaml.safe_load(draft_topic_map(open_bag(write(tmp_path / str(number), Story(0.5, extra=chosen)))))
+        assert "instants" not in drafted
+        assert drafted["action"]["topic"] == "/command"

@@ -121,6 +121,41 @@ def test_a_failing_disk_ends_the_recording_and_leaves_whole_chunks(tmp_path):
     assert rescue.counts["/topic"] > 20
 
 
+def test_every_chunk_is_brought_to_the_disk_and_the_whole_file_before_it_gets_its_name(tmp_path, monkeypatch):
+    done = []
+
+    def spied(name):
+        real = getattr(os, name)
+
+        def call(file, *arguments):
+            where = os.readlink(f"/proc/self/fd/{file}") if isinstance(file, int) else str(file)
+            done.append((name, Path(where).name, os.fstat(file).st_size if isinstance(file, int) else 0))
+            return real(file, *arguments)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("fdatasync", "fsync", "replace"):
+        spied(name)
+    recorder = BagRecorder(tmp_path / "run", BagConfig(chunk_seconds=0.01))
+    topic = recorder.add_topic("/topic", STRING)
+    for count in range(1, 4):
+        recorder.add(topic, HELLO)
+        deadline = time.monotonic() + 20
+        while True:
+            kept = done[-1][1:] if done else ()
+            written = recorder.written["/topic"] == count and not recorder._writer.pending
+            if written and kept == ("run_0.mcap.part", recorder.size):
+                break
+            assert time.monotonic() < deadline, f"chunk {count} was not brought to the disk"
+            time.sleep(0.002)
+    done.clear()
+    recorder.close()
+    size = recorder.path.stat().st_size
+    (named,) = [number for number, call in enumerate(done) if call[:2] == ("replace", "run_0.mcap.part")]
+    assert ("fsync", "run_0.mcap.part", size) in done[:named], "all of it, before it is called finished"
+    assert [call[:2] for call in done[named + 1 :]].count(("fsync", "run")) >= 1, "and the name as well"
+
+
 def test_a_directory_with_something_in_it_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(DataError, match="is not empty"):

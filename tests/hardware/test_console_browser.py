@@ -1,5 +1,6 @@
 """The console in a real headless Chromium: what a person presses reaches the robot, and a frozen browser lets go."""
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -14,7 +15,9 @@ pytest.importorskip("viser", reason="the extra 'console' is not installed: pip i
 pytest.importorskip("playwright", reason="playwright is not installed: pip install playwright")
 
 from benchmarks.console_latency import (  # noqa: E402
+    NAMES,
     Stage,
+    TimedRobot,
     button,
     find_chromium,
     headless_browser,
@@ -23,6 +26,8 @@ from benchmarks.console_latency import (  # noqa: E402
     wait_until,
 )
 from hardware.control.arbiter import Mode  # noqa: E402
+from hardware.recording.recorder import Recorder  # noqa: E402
+from robot_rl.data.dataset import open_dataset  # noqa: E402
 
 pytestmark = [
     pytest.mark.skipif(find_chromium() is None, reason="no Chromium here: apt-get install chromium"),
@@ -31,10 +36,13 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def stage():
+def stage(tmp_path_factory):
+    recorder = Recorder(tmp_path_factory.mktemp("console") / "record", TimedRobot(camera=True).spec)
     # Generous: a machine that runs other programs beside these tests may stall any thread for a moment.
-    with Stage(realtime_priority=0, max_state_age=30.0, max_camera_age=30.0, operator_timeout=0.5) as stage:
+    settings = {"realtime_priority": 0, "max_state_age": 30.0, "max_camera_age": 30.0, "operator_timeout": 0.5}
+    with Stage(recorder=recorder, **settings) as stage:
         yield stage
+    recorder.close()
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +94,7 @@ def shows(page, text):
 
 def test_the_page_enables_the_policy_and_shows_what_happens(page, stage):
     shows(page, "IDLE")
-    shows(page, "Nothing is recorded")
+    shows(page, "episodes saved")
     shows(page, "lateness p99")
     page.get_by_text("front · ").wait_for()
     assert page.locator("img[src^='blob:'], img[src^='data:image/jpeg']").count() >= 1, "the camera's picture"
@@ -233,3 +241,57 @@ def test_the_keyboard_drives_and_stops(page, stage):
     assert stage.executor.operator.reading.source == "console"
     wait_until(lambda: stage.mode is Mode.HOLD, "the hold")
     assert stage.executor.safety.command[0] != before
+
+
+def test_the_page_records_judges_discards_and_hands_back_and_shows_joints_interventions_and_disk(page, stage):
+    """Every verdict by button and by key arrives in the data set, and what an operator must know is on the page."""
+    recorder = stage.executor.recorder
+    stage.drive()
+
+    def says(*patterns):
+        texts = page.locator("table").all_inner_texts
+        wait_until(lambda: all(re.search(one, "\n".join(texts())) for one in patterns), f"{patterns} on the page")
+
+    def recorded(steps):
+        before = recorder.written
+        wait_until(lambda: recorder.written >= before + steps, f"{steps} steps")
+
+    def judged(act):
+        recorded(3)
+        number = recorder.episodes
+        act()
+        wait_until(lambda: recorder.episodes == number + 1, "the next episode")
+
+    says(r"state\s+recording", r"disk left\s+[1-9][\d.]* [kMGT]?B")
+    says(*(rf"\b{name}\s+[+-]\d\.\d{{3}} m\b" for name in NAMES))
+    first = recorder.episodes
+    judged(button(page, "Episode succeeded").click)
+    judged(button(page, "Episode failed").click)
+    page.locator("canvas").first.focus()
+    judged(lambda: page.keyboard.press("y"))
+    judged(lambda: page.keyboard.press("x"))
+    says(rf"episodes saved\s+{first + 4}\b")
+    acted = stage.executor.journal.acted
+    recorded(5)
+    missing = acted.total() - recorder.written
+    button(page, "Discard this episode").click()
+    wait_until(lambda: acted.total() - recorder.written >= missing + 4, "the discarding")
+    judged(button(page, "Stop and save").click)
+    says(r"state\s+paused")
+    kept = recorder.written
+    press(page, "HOLD TO DRIVE")
+    wait_until(lambda: stage.mode is Mode.HUMAN, "the takeover")
+    page.mouse.up()
+    wait_until(lambda: stage.mode is Mode.HOLD, "the hold")
+    assert recorder.written == kept, "nothing is recorded while it is paused"
+    button(page, "Hand back to the policy").click()
+    wait_until(lambda: stage.mode is Mode.AUTO, "the policy driving")
+    button(page, "Start").click()
+    recorded(3)
+    press(page, "STOP")
+    wait_until(lambda: stage.mode is Mode.STOPPED, "the stop")
+    page.mouse.up()
+    says(r"state\s+recording", r"\bemergency stop\s+[1-9]\d*\b")
+    frames = open_dataset(recorder.root).load()
+    verdicts = frames.extras["success"][frames.episode_ends - 1].ravel().tolist()
+    assert verdicts[first : first + 5] == [True, False, True, False, False]

@@ -13,7 +13,7 @@ from hardware.emulators.servo_bus import ServoBusEmulator
 from hardware.policy_process import PolicyServer
 from hardware.robots.fake import FakeRobot
 from hardware.servo.calibration import Calibration
-from hardware.servo.family import DYNAMIXEL
+from hardware.servo.family import DYNAMIXEL, FEETECH
 from hardware.teleop.build import build_teleop
 from hardware.teleop.keyboard import KeyboardTeleop
 from hardware.teleop.leader import LeaderArm, LeaderArmConfig
@@ -23,17 +23,18 @@ from robot_rl.core.robot import Limits
 from robot_rl.core.teleop import OperatorEvent, Teleop
 
 
-@pytest.fixture
-def bus():
-    with ServoBusEmulator(DYNAMIXEL, model=1190) as emulator:
+@pytest.fixture(params=[(DYNAMIXEL, 1190), (FEETECH, 777)], ids=lambda kind: kind[0].name)
+def bus(request):
+    family, model = request.param
+    with ServoBusEmulator(family, model=model) as emulator:
         emulator.servos[3].put("offset", -700)
-        emulator.turn(3, 2048 + 700)
+        emulator.turn(3, 2048 + family.offset_sign * 700)
         yield emulator
 
 
 @pytest.fixture
-def path(tmp_path):
-    six_joints(DYNAMIXEL, 1190).save(tmp_path / "leader.yaml")
+def path(tmp_path, bus):
+    six_joints(bus.family, bus.servos[1].get("model")).save(tmp_path / "leader.yaml")
     return tmp_path / "leader.yaml"
 
 
@@ -97,7 +98,7 @@ def test_ranges_of_scaled_joints_are_mapped_onto_each_other(bus, path, tmp_path)
     joints = {
         n: type(j)(**{**vars(j), "low": -0.1, "high": 1.7}) if n == "gripper" else j for n, j in other.joints.items()
     }
-    Calibration(DYNAMIXEL, joints).save(tmp_path / "follower.yaml")
+    Calibration(bus.family, joints).save(tmp_path / "follower.yaml")
     settings = {
         "port": bus.port,
         "calibration": str(path),

@@ -14,21 +14,32 @@ from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+import yaml
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed: pip install 'robot-rl[ros]'")
 
+from deployment_rig import WanderingPolicy
 from rosbags.rosbag2 import Reader
 
-from hardware.cli.record import Run, run
+from hardware.cli.record import Convert, Info, Run, run
+from hardware.launching.plan import LaunchFile
+from hardware.policy_process import PolicyServer
+from hardware.recording.recorder import ACTOR_CODES
 from hardware.ros.endpoint import Endpoint, quality
+from hardware.ros.link import RosOperatorLink, RosPolicyLink
 from robot_rl.core.errors import DataError
+from robot_rl.core.teleop import OperatorEvent, OperatorInput
 from robot_rl.data.bag.bag import open_bag
 from robot_rl.data.bag.recover import recover
+from robot_rl.data.dataset import open_dataset
 
 pytestmark = [pytest.mark.ros, pytest.mark.timeout(240), pytest.mark.usefixtures("ros_domain")]
 PATIENCE = 90.0
 ROOT = Path(__file__).resolve().parents[2]
+AGES = ("max_state_age=5.0", "max_camera_age=5.0")
+"""Generous: a machine that runs other programs beside these tests may stall any thread for a moment."""
 
 
 @pytest.fixture
@@ -256,6 +267,169 @@ def test_the_profile_for_images_stays_on_this_machine_and_has_room_for_images():
     shown = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, check=True).stdout
     assert f"FASTRTPS_DEFAULT_PROFILES_FILE={ROOT / 'launch' / 'fastdds_images.xml'}" in shown
     assert "ROS_AUTOMATIC_DISCOVERY_RANGE=SYSTEM_DEFAULT" in shown
+
+
+CAMERA = """
+import array, sys, threading
+from hardware.ros.endpoint import Endpoint, quality
+from sensor_msgs.msg import Image
+
+endpoint, end = Endpoint("camera"), threading.Event()
+publish = endpoint.publisher(Image, "image", quality(2, reliable=False))
+endpoint.start()
+threading.Thread(target=lambda: (sys.stdin.read(), end.set()), daemon=True).start()
+image = Image(height=480, width=640, encoding="rgb8", step=1920, data=array.array("B", bytes(range(256)) * 3600))
+while not end.wait(0.05):
+    publish(image)
+endpoint.close()
+"""
+VIEWER = """
+import sys, threading
+from hardware.ros.endpoint import Endpoint, quality
+from sensor_msgs.msg import Image
+
+endpoint, seen = Endpoint("viewer"), threading.Event()
+def look(image):
+    if not seen.is_set() and bytes(image.data) == bytes(range(256)) * 3600:
+        print(image.height, image.width, flush=True)
+        seen.set()
+endpoint.subscribe(Image, "image", look, quality(2, reliable=False))
+endpoint.start()
+sys.stdin.read()
+endpoint.close()
+"""
+
+
+def test_a_best_effort_image_travels_whole_through_the_profile_for_images():
+    """From one process to another, through the memory that they share; the profile is what both of them really use."""
+    profile = {
+        "FASTRTPS_DEFAULT_PROFILES_FILE": str(ROOT / "launch" / "fastdds_images.xml"),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "SYSTEM_DEFAULT",
+    }
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **profile}, **pipes)
+        for code in (VIEWER, CAMERA)
+    ]
+    try:
+        assert both[0].stdout.readline() == "480 640\n"
+        for one in both:
+            assert "/dev/shm/fastrtps_" in Path(f"/proc/{one.pid}/maps").read_text(), "no memory is shared"
+        for one in both:
+            one.stdin.close()
+            assert one.wait(PATIENCE) == 0
+    finally:
+        for one in both:
+            one.kill()
+            one.wait()
+            one.stdout.close()
+
+
+@pytest.fixture
+def threads():
+    """Start functions of a stop event in threads, the newest first told to stop; what they raise is no matter here."""
+    started = []
+
+    def start(function):
+        stop = threading.Event()
+        started.append((stop, threading.Thread(target=function, args=(stop,), daemon=True)))
+        started[-1][1].start()
+        return stop
+
+    yield start
+    for stop, thread in reversed(started):
+        stop.set()
+        thread.join(30)
+
+
+def test_what_the_launch_file_records_becomes_the_data_set_that_the_executor_wrote_itself(tmp_path, threads):
+    """A policy drives, an operator takes over and judges: actions, actors, flags and images are those executed."""
+    from hardware.ros.executor_node import ExecutorNodeConfig, ExecutorWork
+    from hardware.ros.recorder_node import RecorderNodeConfig, RecorderWork
+
+    (topics,) = [one for one in LaunchFile(ROOT / "launch" / "record.launch.yaml").arguments() if one.name == "topics"]
+    recording = Endpoint("recorder")
+    recording.start()
+    recorder = RecorderWork(RecorderNodeConfig(str(tmp_path / "bag"), tuple(yaml.safe_load(topics.default))), recording)
+    recorder.start()
+    end_recording = threads(recorder.run)
+    config = ExecutorNodeConfig(
+        robot="fake",
+        robot_options=("size=2", "rate_hz=20.0", "camera=true"),
+        executor_options=("realtime_priority=0", "execute_steps=4", "late_steps=30", "operator_timeout=5.0", *AGES),
+        unattended=True,
+        record=str(tmp_path / "record"),
+    )
+    work = ExecutorWork(config, Endpoint("executor"))
+    links = [work.link, recording]
+    try:
+        expected = {f"/robot_rl/{name}" for name in ("observation", "observation/images/front", "executed", "status")}
+        wait_until(lambda: expected <= set(recorder.recorder.written), "the subscriptions")
+        wait_until(lambda: met(work.link.endpoint), "the publishers' hearing of them")
+        policy, operator = RosPolicyLink(), RosOperatorLink()
+        links[:0] = [policy, operator]
+        policy.wait_for_robot(PATIENCE)
+        server = PolicyServer(WanderingPolicy(work.spec, horizon=40), policy)
+        threads(lambda stop: [server.serve_once(0.05) for _ in iter(stop.is_set, True)])
+        work.start()
+        end_work = threads(work.run)
+        acted = work.executor.journal.acted
+        count = 0
+
+        def drives(writer, steps, *events):
+            """Ask once that ``writer`` drives, again where a stalled machine ended it; whether it did for so long."""
+            nonlocal count
+            count += 1
+            human = writer == "human"
+            if work.executor.arbiter.writer != writer:
+                events += (OperatorEvent.TAKE_OVER if human else OperatorEvent.HAND_BACK,)
+            reading = OperatorInput(time.monotonic(), count, human, np.array([0.2 * human, 0.0]), events)
+            operator.send_operator(reading)
+            time.sleep(0.01)
+            return acted[writer] >= steps
+
+        wait_until(lambda: drives("policy", 14), "the policy driving")
+        wait_until(lambda: drives("human", 10), "the takeover")
+        drives("human", 0, OperatorEvent.SUCCESS)
+        judged = acted["human"]
+        wait_until(lambda: drives("human", judged + 8), "the next episode")
+        end_work.set()
+        wait_until(lambda: work.executor is None, "the end of the run")
+        end_recording.set()
+        wait_until(lambda: (tmp_path / "bag" / "metadata.yaml").exists(), "the end of the recording")
+    finally:
+        for one in links:
+            one.close()
+    assert run(Info(tmp_path / "bag", draft=tmp_path / "map.yaml")) == 0
+    topic_map = yaml.safe_load((tmp_path / "map.yaml").read_text())
+    (tmp_path / "map.yaml").write_text(yaml.safe_dump({**topic_map, "min_seconds": 0.0}))
+    assert run(Convert(tmp_path / "bag", tmp_path / "data", tmp_path / "map.yaml")) == 0
+    found, own = open_dataset(tmp_path / "data"), open_dataset(tmp_path / "record")
+    assert {key: one.shape for key, one in found.spec.observation.items()} == {
+        "state": (2,),
+        "images.front": (48, 64, 3),
+    }
+    assert (found.spec.rate_hz, found.spec.action.unit, found.spec.action.names) == (20.0, "m", ())
+    frames, truth = found.load(), own.load()
+    ours, theirs = (one.extras["stamp"].ravel() for one in (truth, frames))
+    rows = np.abs(ours[:, None] - theirs).argmin(axis=0)
+    assert np.abs(ours[rows] - theirs).max() < 1e-5, "the very steps"
+    assert len(np.unique(rows)) == len(rows) >= 0.5 * len(ours)
+    np.testing.assert_allclose(frames.action, truth.action[rows], atol=1e-6)
+    np.testing.assert_allclose(frames.observation["state"], truth.observation["state"][rows], atol=1e-6)
+    np.testing.assert_allclose(frames.extras["policy_action"], truth.extras["policy_action"][rows], atol=1e-6)
+    for name in ("actor", "intervention", "safety_flags"):
+        np.testing.assert_array_equal(frames.extras[name], truth.extras[name][rows], name)
+    shown, kept = (
+        np.concatenate([data.images("images.front", number)[:, 24, 32, 0] for number in range(data.num_episodes)])
+        for data in (found, own)
+    )
+    assert np.abs(shown.astype(int) - kept[rows]).max() <= 2, "the image of the step: the next one is 5 brighter"
+    assert set(np.unique(frames.extras["actor"])) >= {ACTOR_CODES["policy"], ACTOR_CODES["human"]}
+    assert frames.extras["safety_flags"].any(), "the chain took part"
+    begun = np.searchsorted(truth.episode_ends, rows[frames.episode_starts], "right")
+    assert set(begun) == {0, 1}, "what is judged ends an episode there as here"
+    assert not set(truth.episode_ends - 1) & set(rows) - set(rows[frames.episode_ends - 1]), "none reaches over the end"
 
 
 @pytest.fixture

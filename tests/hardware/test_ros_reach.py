@@ -1,7 +1,9 @@
 """Who can command over ROS 2: nobody outside the domain, nothing outside this machine; and who learns of an e-stop."""
 
 import gc
+import ipaddress
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +25,7 @@ pytestmark = [pytest.mark.ros, pytest.mark.timeout(120), pytest.mark.usefixtures
 PATIENCE = 60.0
 ROOT = Path(__file__).resolve().parents[2]
 ROBOT = FakeRobot(2, rate_hz=50.0)
+LOOPBACK = ipaddress.ip_address("127.0.0.1")
 
 
 def wait_until(condition, what, seconds=PATIENCE):
@@ -88,13 +91,14 @@ def test_peers_outside_the_domain_cannot_command(commander, ros_domain, new_doma
 
 def test_nothing_outside_this_machine_can_send_to_our_processes():
     """Every socket is bound to the loopback address, but for the multicast group in which peers announce themselves."""
-    before = own_udp_sockets()
+    before = own_sockets()
     endpoint = Endpoint("listener")
     link = RosExecutorLink(ROBOT.spec, endpoint)
     try:
-        opened = own_udp_sockets() - before
-        addresses = {address for address, _ in opened if not address.startswith("239.")}
-        assert addresses == {"127.0.0.1"}, f"a socket is open to other machines: {opened}"
+        opened = own_sockets() - before
+        assert {kind for kind, _, _ in opened} == {"udp"}, f"a socket of another kind is open: {opened}"
+        addresses = {address for _, address, _ in opened if not address.is_multicast}
+        assert addresses == {LOOPBACK}, f"a socket is open to other machines: {opened}"
     finally:
         link.close()
 
@@ -102,19 +106,19 @@ def test_nothing_outside_this_machine_can_send_to_our_processes():
 @pytest.mark.parametrize("managed", [False, True])
 def test_a_closed_endpoint_gives_its_sockets_back_at_once(managed):
     """Without waiting for the garbage collector: what lingers stays visible to others and takes one of 16 places."""
-    before = own_udp_sockets()
+    before = own_sockets()
     gc.disable()
     try:
         endpoint = Endpoint("short_lived", managed=managed)
-        assert own_udp_sockets() - before
+        assert own_sockets() - before
         endpoint.close()
-        assert not own_udp_sockets() - before
+        assert not own_sockets() - before
     finally:
         gc.enable()
 
 
-def own_udp_sockets():
-    """The UDP sockets of this process that are bound: {(address, port)}."""
+def own_sockets():
+    """The sockets of this process that are bound: {(kind, address, port)}, of kind udp, udp6, tcp or tcp6."""
     inodes = set()
     for one in Path("/proc/self/fd").iterdir():
         try:
@@ -124,12 +128,35 @@ def own_udp_sockets():
         if target.startswith("socket:["):
             inodes.add(target[8:-1])
     found = set()
-    for line in Path("/proc/self/net/udp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[9] in inodes:
+    for kind in ("udp", "udp6", "tcp", "tcp6"):
+        table = Path("/proc/self/net") / kind
+        for line in table.read_text().splitlines()[1:] if table.exists() else ():
+            fields = line.split()
             address, port = fields[1].split(":")
-            found.add((".".join(str(byte) for byte in bytes.fromhex(address)[::-1]), int(port, 16)))
-    return {(address, port) for address, port in found if port}
+            words = bytes.fromhex(address)  # of 32 bits in the order of this machine
+            packed = b"".join(words[start : start + 4][::-1] for start in range(0, len(words), 4))
+            if fields[9] in inodes and int(port, 16):
+                found.add((kind, ipaddress.ip_address(packed), int(port, 16)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("family", "address", "kind"),
+    [
+        (socket.AF_INET, "0.0.0.0", "tcp"),
+        (socket.AF_INET, "127.0.0.1", "udp"),
+        (socket.AF_INET6, "::", "tcp6"),
+        (socket.AF_INET6, "::1", "udp6"),
+    ],
+)
+def test_a_socket_of_any_kind_would_be_seen(family, address, kind):
+    """What `own_sockets` says of DDS is worth something: it sees what the process opens itself."""
+    before = own_sockets()
+    with socket.socket(family, socket.SOCK_STREAM if kind.startswith("tcp") else socket.SOCK_DGRAM) as opened:
+        opened.bind((address, 0))
+        if kind.startswith("tcp"):
+            opened.listen()
+        assert own_sockets() - before == {(kind, ipaddress.ip_address(address), opened.getsockname()[1])}
 
 
 def test_an_executor_that_starts_later_learns_of_a_pressed_emergency_stop():

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("msgpack")
 pytest.importorskip("websockets")
 
-from websockets.exceptions import ConnectionClosed  # noqa: E402
+from websockets.exceptions import ConnectionClosed, InvalidStatus  # noqa: E402
 from websockets.sync.client import connect  # noqa: E402
 from websockets.sync.server import serve  # noqa: E402
 
@@ -77,14 +77,15 @@ def policy(address):
     policy.close()
 
 
-def raw(server, path="arm/best", **headers):
-    """A client of our own making, with the token unless told otherwise."""
-    headers = headers or {"Authorization": f"Bearer {server._token}"}
-    return connect(f"{server.address}/{path}", additional_headers=headers, compression=None, proxy=None, max_size=None)
+def raw(server, **options):
+    """A client of our own making, with the token."""
+    headers = {"Authorization": f"Bearer {server._token}"}
+    options = {"compression": None, "proxy": None, "max_size": None, **options}
+    return connect(f"{server.address}/arm/best", additional_headers=headers, **options)
 
 
-def greeted(server):
-    connection = raw(server)
+def greeted(server, **options):
+    connection = raw(server, **options)
     connection.send(encode({"type": "hello", "protocol": 1}))
     assert decode(connection.recv(timeout=PATIENCE))["type"] == "policy"
     return connection
@@ -224,6 +225,59 @@ def test_half_open_clients_are_dropped_and_hold_nobody_up(server, policy):
         one.close()
 
 
+def vanish(connection):
+    """From here on nobody reads what comes, and no ping is answered, while the connection stays open."""
+    connection.protocol_mutex.acquire()
+
+
+def ask_and_never_read(connection):
+    """Ask for large plans until the server can send no more."""
+    vanish(connection)
+    history = {"state": np.ones((256, 2, 3), np.float32)}
+    connection.socket.settimeout(0.4)
+    for number in range(5000):
+        connection.protocol.send_binary(encode({"type": "plan", "history": history, "id": number}))
+        try:
+            for data in connection.protocol.data_to_send():
+                connection.socket.sendall(data)
+        except TimeoutError:
+            return  # the server reads no more, for it waits for us
+    raise AssertionError("the server has room for every reply")
+
+
+@pytest.mark.parametrize("leave", [vanish, ask_and_never_read])
+def test_a_greeted_client_that_is_gone_gives_its_place_back(root, tmp_path, leave):
+    config = ServerConfig(port=0, token_file=tmp_path / "token", max_clients=1, ping_seconds=0.7)
+    with PolicyWebServer(root, config) as server, socket.socket() as small:
+        for one in (server._server.socket, small):
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # so that few replies fill them
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        small.connect(server._server.socket.getsockname()[:2])
+        connection = greeted(server, sock=small)
+        with pytest.raises(InvalidStatus, match="503"):
+            raw(server)
+        leave(connection)
+        wait_for_clients(server, 0)
+        policy = load_policy(f"{server.address}/arm/best?token_file={tmp_path / 'token'}&timeout={PATIENCE}")
+        assert policy.plan(HISTORY).shape == (2, 8, 2)
+        policy.close()
+        connection.protocol_mutex.release()
+
+
+def test_a_client_that_is_there_and_asks_nothing_keeps_its_place(root, tmp_path):
+    config = ServerConfig(port=0, token_file=tmp_path / "token", ping_seconds=0.2)
+    with PolicyWebServer(root, config) as server:
+        connection, pings = greeted(server), []
+        receive = connection.protocol.receive_data
+        connection.protocol.receive_data = lambda data: (pings.append(data), receive(data))
+        deadline = time.monotonic() + PATIENCE
+        while len(pings) < 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert len(server._clients) == 1
+        connection.close()
+
+
 def test_no_more_clients_than_allowed(server, policy):
     others = [greeted(server), greeted(server)]
     with pytest.raises(Exception, match="503"):
@@ -294,6 +348,30 @@ def test_a_server_that_dies_is_an_error_and_is_found_again(root, tmp_path):
     with PolicyWebServer(root, ServerConfig(port=port, token_file=tmp_path / "token")):
         assert policy.plan(HISTORY).shape == (2, 8, 2)
         policy.close()
+
+
+def test_a_policy_that_has_changed_is_refused_on_reconnecting_until_the_first_is_back(root, tmp_path):
+    first = load_policy(root / "arm" / "best")
+    other = ChunkedPolicy(SPEC, ChunkedConfig(width=16, depth=1, horizon=6, execute_steps=4, sample_steps=2)).eval()
+    save_policy(first, tmp_path / "arm")
+    token, port = tmp_path / "token", 0
+    for served, known in ((first, True), (other, False), (first, True)):
+        save_policy(served, tmp_path / "arm")
+        with PolicyWebServer(tmp_path, ServerConfig(port=port, token_file=token)) as server:
+            if not port:
+                port = server._server.socket.getsockname()[1]
+                policy = load_policy(f"{server.address}/arm?token_file={token}&timeout={PATIENCE}")
+            for _ in range(2):
+                if known:
+                    assert policy.plan(HISTORY).shape == (2, 8, 2)
+                else:
+                    with pytest.raises(HardwareError, match="serves another policy than before"):
+                        policy.plan(HISTORY)
+                    wait_for_clients(server, 0)
+        if known:
+            with pytest.raises(HardwareError, match="lost"):
+                policy.plan(HISTORY)
+    policy.close()
 
 
 @pytest.mark.parametrize("address", ["ws://host", "ws://:80", "ws://host:9?colour=red", "ws://host:9?timeout=soon"])

@@ -156,11 +156,12 @@ def spec_of(reader: FirstPass, topic_map: TopicMap) -> Spec:
 
 def _vector_spec(tracks: list[Track]) -> ArraySpec:
     size = sum(track.shape[0] for track in tracks)
-    names = [name for track in tracks for name in track.source.names * len(track.source.fields)]
+    given = [(track, name) for track in tracks for name in track.source.names * len(track.source.fields)]
+    names = [name.removeprefix(f"{track.name}/") for track, name in given]
     units = [track.source.unit for track in tracks for _ in range(track.shape[0])]
     unit = units[0] if len(set(units)) == 1 else ",".join(units)
     frames = {track.source.frame for track in tracks}
-    unique = len(names) == size and len(set(names)) == size
+    unique = len(names) == size and len(set(names)) == size and names != [str(index) for index in range(size)]
     return ArraySpec(
         (size,), names=tuple(names) if unique else (), unit=unit, frame=frames.pop() if len(frames) == 1 else ""
     )

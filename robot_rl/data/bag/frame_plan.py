@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -134,13 +135,21 @@ def _segment(
         ranges[name] = (int(np.searchsorted(stream.order, first)), int(np.searchsorted(stream.order, last)))
         if ranges[name][0] == ranges[name][1]:
             return []
-    clocks = _clocks(reader, handling, events, ranges, conversion)
+    clocks = _clocks(reader, handling, events, ranges, conversion, topic_map.instants)
     grid, good, rows = _frames(reader, topic_map, handling, conversion, clocks, frozen)
     if not len(grid):
         return []
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], good, [False]]).astype(np.int8)))
+    marks = good.astype(int)
+    for number, track in enumerate(reader.tracks):
+        if track.name == "episodes":
+            _, kinds = np.unique(track.values[rows[number]], axis=0, return_inverse=True)
+            marks *= kinds.ravel() + 1
+    marks = np.concatenate([[0], marks, [0]])
+    edges = np.flatnonzero(np.diff(marks))
     pieces = []
-    for start, stop in zip(edges[::2], edges[1::2], strict=True):
+    for start, stop in pairwise(edges):
+        if not marks[start + 1]:
+            continue
         if (stop - start) / topic_map.rate_hz < topic_map.min_seconds:
             conversion.left_out["shorter than min_seconds"] += int(stop - start)
         else:
@@ -164,8 +173,12 @@ def _clocks(
     events: Mapping[str, Events],
     ranges: Mapping[str, tuple[int, int]],
     conversion: Conversion,
+    instants: str,
 ) -> dict[int, _Clock]:
-    """Return the times of every track's messages, all by one clock: that of most headers."""
+    """Return the times of every track's messages, all by one clock: that of most headers.
+
+    A topic that tells the ``instants`` may do so when they are over: its delay is no other clock.
+    """
 
     def trusted(track: Track) -> str:
         jumped = handling.jumps == "keep" and events[track.source.topic].jumps
@@ -176,7 +189,8 @@ def _clocks(
         stream = reader.streams[name]
         stamps, received = (seconds(one[start:stop], reader.zero) for one in (stream.stamps, stream.received))
         offsets[name] = clock_offset(stamps, received)
-    by_header = sorted(offsets[one.source.topic] for one in reader.tracks if trusted(one) == "header")
+    headers = [one.source.topic for one in reader.tracks if trusted(one) == "header"]
+    by_header = sorted(offsets[topic] for topic in [one for one in headers if one != instants] or headers)
     common = by_header[(len(by_header) - 1) // 2] if by_header else 0.0
     found = {}
     for number, track in enumerate(reader.tracks):
@@ -189,7 +203,7 @@ def _clocks(
             moved = offsets[name] - common
             if how == "aligned":
                 times = times + moved
-            elif abs(moved) > max(streams.JUMP_SECONDS, track.source.tolerance):
+            elif name != instants and abs(moved) > max(streams.JUMP_SECONDS, track.source.tolerance):
                 begin, end = (float(seconds([stream.received[one]], reader.zero)[0]) for one in (start, stop - 1))
                 text = f"its clock is {moved:+.3f} s from the others'; stamp: aligned, or receive, mends that"
                 fault = Fault("clock_offset", name, begin, end, text)
@@ -211,10 +225,16 @@ def _frames(
     needed = [number for number, track in enumerate(reader.tracks) if track.name != "episodes"]
     begin = max(float(clocks[number].times[0]) for number in needed)
     end = min(float(clocks[number].times[-1]) for number in needed)
-    count = int(np.floor((end - begin) * topic_map.rate_hz + 1e-3)) + 1 if end >= begin else 0
+    slack = 0.5 if topic_map.instants else 1e-3
+    count = int(np.floor((end - begin) * topic_map.rate_hz + slack)) + 1 if end >= begin else 0
     if count > _MAX_FRAMES:
         raise DataError(f"{reader.bag.path}: {count} frames, more than the {_MAX_FRAMES} that are made at once")
     grid = begin + np.arange(count) / topic_map.rate_hz
+    for number, track in enumerate(reader.tracks):
+        if count and track.source.topic == topic_map.instants:
+            near = clocks[number].times[_places(clocks[number].times, grid, "nearest")]
+            grid = np.where(np.abs(near - grid) < 0.5 / topic_map.rate_hz, near, grid)
+            break
     good, rows = np.ones(count, bool), {}
     for number, track in enumerate(reader.tracks):
         clock, source = clocks[number], track.source

@@ -161,9 +161,9 @@ def _write(
                 length = _end_episode(writer, length, topic_map, conversion)
                 continue
             observation = {name: pictures[name] if name in pictures else values[name] for name in topic_map.observation}
-            extras = {name: values[name] for name in topic_map.extras}
+            extras = {"actor": topic_map.actor} | {name: values[name] for name in topic_map.extras}
             stamp = time + reader.zero * 1e-9
-            writer.add(observation, values["action"], actor=topic_map.actor, stamp=stamp, **extras)
+            writer.add(observation, values["action"], stamp=stamp, **extras)
             length += 1
         _end_episode(writer, length, topic_map, conversion)
 

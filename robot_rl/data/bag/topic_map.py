@@ -12,6 +12,7 @@ import yaml
 
 from robot_rl.core.errors import ConfigError, RobotRLError, UnknownNameError
 from robot_rl.data.bag.bag import Bag, Topic
+from robot_rl.data.bag.executor_map import executor_map
 from robot_rl.data.bag.plain_yaml import load_plain, plain_text
 from robot_rl.data.store import ACTORS
 
@@ -19,7 +20,7 @@ HOLDS = ("previous", "nearest", "next")
 """Which message stands for an instant: the last before it, the nearest, the first after it."""
 STAMPS = ("header", "receive", "aligned")
 """What tells the time of a message: its header, when it was received, or its header moved to the receiver's clock."""
-EXTRAS = ("reward", "policy_action", "intervention", "safety_flags")
+EXTRAS = ("reward", "actor", "policy_action", "intervention", "safety_flags")
 """Further columns that a topic may fill."""
 IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 """Types that become images."""
@@ -37,7 +38,8 @@ class Source:
     """Where the numbers are: ``position``, ``pose.pose.position``, ``points[0].positions``, ``data[0:3]``; not used for
     images."""
     names: tuple[str, ...] = ()
-    """Elements to take, by the message's own ``name`` or ``joint_names``, in this order."""
+    """Elements to take, by the message's own ``name`` or ``joint_names``, in this order. In the data set, names such as
+    ``state/x`` of an observation ``state`` are without that prefix."""
     unit: str = ""
     """Unit of the elements; comma-separated if they differ."""
     frame: str = ""
@@ -65,11 +67,15 @@ class TopicMap:
     extras: Mapping[str, tuple[Source, ...]] = field(default_factory=dict)
     """Parts of further columns, of `EXTRAS`."""
     episodes: Source | None = None
-    """Number that is not zero while an episode runs; without it the whole recording is one, cut where data are bad."""
+    """Number that is not zero while an episode runs, and that changes where the next one begins; without it the whole
+    recording is one, cut where data are bad."""
+    instants: str = ""
+    """Topic whose messages are the instants of the frames, wherever one is within half a frame of the even rhythm; by
+    default the rhythm alone counts."""
     task: str = ""
     """Instruction of the episodes."""
     actor: str = "human"
-    """Who acted: one of `ACTORS`."""
+    """Who acted: one of `ACTORS`; the extra ``actor``, a code for every frame, takes its place."""
     robot_type: str = "robot"
     """Name of the robot."""
     min_seconds: float = 1.0
@@ -85,6 +91,10 @@ class TopicMap:
         for name in self.extras:
             if name not in EXTRAS:
                 raise UnknownNameError("extra of a topic map", name, EXTRAS)
+        if self.instants:
+            known = {source.topic for source in self.sources}
+            if self.instants not in known:
+                raise UnknownNameError("topic of the map for its instants", self.instants, known)
 
     @property
     def sources(self) -> list[Source]:
@@ -116,8 +126,8 @@ def read_topic_map(path: str | Path) -> TopicMap:
 
 def parse_topic_map(content: Any) -> TopicMap:
     """Return the topic map of YAML's mappings and lists; errors as for `read_topic_map`."""
-    keys = ("rate_hz", "observation", "action", "extras", "episodes", "task", "actor", "robot_type", "min_seconds")
-    given = _mapping(content, "the topic map", (*keys, "tolerance"))
+    keys = ("rate_hz", "observation", "action", "extras", "episodes", "instants", "task", "actor", "robot_type")
+    given = _mapping(content, "the topic map", (*keys, "min_seconds", "tolerance"))
     common = _number(given.get("tolerance", Source.tolerance), "tolerance")
     for key in ("rate_hz", "observation", "action"):
         if key not in given:
@@ -131,6 +141,7 @@ def parse_topic_map(content: Any) -> TopicMap:
         action=_sources(given["action"], "action", "next", common),
         extras={key: _sources(one, key, "next", common) for key, one in extras.items()},
         episodes=None if episodes is None else _sources(episodes, "episodes", "previous", _ANY_TIME)[0],
+        instants=plain_text(given.get("instants", ""), "instants"),
         task=plain_text(given.get("task", ""), "task"),
         actor=plain_text(given.get("actor", TopicMap.actor), "actor"),
         robot_type=plain_text(given.get("robot_type", TopicMap.robot_type), "robot_type"),
@@ -198,7 +209,14 @@ def _number(content: Any, where: str) -> float:
 
 
 def draft_topic_map(bag: Bag, rate_hz: float = 20.0) -> str:
-    """Return a topic map to begin with, as YAML: cameras and joint states observe, what is named a command acts."""
+    """Return a topic map to begin with, as YAML: cameras and joint states observe, what is named a command acts.
+
+    Of a recording of our own executor it is complete, with everything as the executor's own record has it.
+    """
+    known = executor_map(bag)
+    if known is not None:
+        head = "# What an executor executed, and what it saw: see hardware/recording/recorder.py for the codes.\n"
+        return head + yaml.safe_dump(known, sort_keys=False, allow_unicode=True)
     observation, actions = {}, []
     for name, topic in sorted(bag.topics.items()):
         entry = _draft(topic)
