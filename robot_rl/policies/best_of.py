@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robot_rl.core import registry
 from robot_rl.core.env import Observation
 from robot_rl.core.errors import CapabilityError, ConfigError
 from robot_rl.core.policy import Policy
@@ -138,7 +139,8 @@ class BestOfPolicy(nn.Module):
         super().__init__()
         if not isinstance(base, nn.Module) or base.closed_loop:
             raise CapabilityError(
-                f"best-of-N needs a stochastic base without closed-loop correction, got {type(base).__name__}"
+                "best-of-N needs a stochastic base without closed-loop correction (kind 'chunked' or 'chain'), got "
+                f"{type(base).__name__}"
             )
         if config.candidates < 1 or not 0 <= config.edits <= config.candidates:
             raise ConfigError(
@@ -158,7 +160,10 @@ class BestOfPolicy(nn.Module):
         self._heads = hasattr(base, "encode") and hasattr(base, "sample")
         self._own_scale = getattr(getattr(base, "config", None), "start_scale", 1.0)
         if config.sample_steps and not hasattr(base, "head"):
-            raise CapabilityError(f"sample_steps needs a base with a generative head, got {type(base).__name__}")
+            heads = ", ".join(registry.names("heads"))
+            raise CapabilityError(
+                f"sample_steps needs a base with a generative head, one of: {heads}; this is a {type(base).__name__}"
+            )
         self.editor = ChunkEditor(critic, config) if config.edits else None
         self._generator = torch.Generator().manual_seed(0)
 

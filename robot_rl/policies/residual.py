@@ -50,10 +50,12 @@ class ResidualPolicy(nn.Module):
 
     def __init__(self, base: Policy, config: ResidualPolicyConfig) -> None:
         super().__init__()
-        if not isinstance(base, nn.Module) or not hasattr(base, "normalizer"):
-            raise CapabilityError(f"a residual needs a base with a normaliser, got {type(base).__name__}")
-        if base.closed_loop:
-            raise CapabilityError("a residual cannot stand on a policy that already corrects its actions")
+        units = hasattr(base, "normalizer") and hasattr(base, "normalize_action")
+        if not isinstance(base, nn.Module) or not units or base.closed_loop:
+            raise CapabilityError(
+                "a residual needs a base with a normaliser of actions and without closed-loop correction (kind "
+                f"'chunked' or 'chain'), got {type(base).__name__}"
+            )
         self.base = base.requires_grad_(False).eval()
         self.config = config
         self.spec: Spec = base.spec

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robot_rl.core.env import Observation
-from robot_rl.core.errors import CapabilityError, ConfigError
+from robot_rl.core.errors import ConfigError
 from robot_rl.core.policy import Policy
 from robot_rl.core.spec import Spec
 from robot_rl.heads.base import refusal
@@ -91,7 +91,7 @@ class SteeredPolicy(nn.Module):
         super().__init__()
         missing = [name for name in ("encode", "sample", "unnormalize_action") if not hasattr(base, name)]
         if not isinstance(base, nn.Module) or missing:
-            raise CapabilityError(f"steering needs a policy that samples from a noise, got {type(base).__name__}")
+            raise refusal("steering", "steerable", base)
         sampler = getattr(base, "head", base)
         if hasattr(sampler, "capabilities") and not sampler.capabilities.steerable:
             raise refusal("steering", "steerable", sampler)

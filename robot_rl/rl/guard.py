@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robot_rl.core.env import Step
+from robot_rl.core.env import Observation, Step
 from robot_rl.core.errors import RobotRLError
 
 
@@ -38,6 +38,10 @@ class Guard:
                 where = f"first at index {[int(i) for i in bad[0]]}, {len(bad)} in all"
                 dump = self._dump(step, {**arrays, **context})
                 raise NonFiniteError(f"{name} is not finite at environment step {step} ({where}){dump}")
+
+    def check_reset(self, at: int, observation: Observation) -> None:
+        """Raise `NonFiniteError` if an observation that episodes begin with, after ``at`` steps, is not finite."""
+        self.check(at, {f"first observation '{key}'": value for key, value in observation.items()})
 
     def check_step(self, at: int, step: Step, actions: np.ndarray) -> None:
         """Raise `NonFiniteError` if a reward or an observation of environment step ``at`` is not finite.

@@ -151,8 +151,9 @@ def _reinforcement(settings: LearnerSettings, config: Any, stream: Any, base: An
     capacity = {"online": config.core.replay_capacity, "demonstrations": frames.num_frames + settings.corrections}
     sizes = core.state_size, core.action_size
     replay = make_replay(*sizes, capacity, settings.seed, behaviour.extra_fields, core.device)
-    add_demonstrations(replay, frames, behaviour, config.decision)
-    collector = StreamCollector(stream, behaviour, config.decision, settings.method == "hil_serl")
+    add_demonstrations(replay, frames, behaviour, config.decision, discount=config.core.discount)
+    corrections = settings.method == "hil_serl"
+    collector = StreamCollector(stream, behaviour, config.decision, corrections, config.core.discount)
     share = config.demonstration_share
     shares = {"online": 1 - share, "demonstrations": share}
     return StreamLearner(policy, collector, core, replay, shares, settings.pretrain)

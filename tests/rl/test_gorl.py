@@ -214,7 +214,7 @@ def test_decisions_of_an_earlier_stage_do_not_outweigh_all_others(reach_env):
 def test_what_cannot_be_steered_is_refused(reach_env):
     spec = reach_env(1).spec
     policy = make_policy(spec, DiagonalConfig())
-    with pytest.raises(CapabilityError, match="steering needs a policy that samples from a noise"):
+    with pytest.raises(CapabilityError, match=r"steering needs a chunked policy with one of these heads: .*flow"):
         gorl.make_actor(policy, GoRLConfig(), 0)
     with pytest.raises(CapabilityError, match=r"gorl needs a chunked policy with one of these heads: .*flow"):
         gorl.make_actor(policy, GoRLConfig(stages=2), 0)

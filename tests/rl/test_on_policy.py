@@ -1,18 +1,23 @@
 """The on-policy core and the residual: what the cards say tells right from wrong."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from chain_bandit import BanditEnv, history, small_policy
 from torch import nn
 
 from robot_rl.core.env import Step
 from robot_rl.core.spec import ArraySpec, Spec
+from robot_rl.policies.chain import ChainPolicy, ChainPolicyConfig
 from robot_rl.policies.residual import ResidualPolicy, ResidualPolicyConfig
 from robot_rl.rl.decision import DecisionConfig
 from robot_rl.rl.guard import NonFiniteError
+from robot_rl.rl.methods.dppo import DPPOActor, DPPOConfig
 from robot_rl.rl.methods.residual import ResidualActor
+from robot_rl.rl.on_policy.anchor import AnchorConfig
 from robot_rl.rl.on_policy.chunk_actor import ChunkActor
 from robot_rl.rl.on_policy.decisions import RewardScale, advantages
 from robot_rl.rl.on_policy.learner import OnPolicyConfig, OnPolicyLearner
@@ -282,7 +287,8 @@ def reference(value, steps, decision, discount, gae_lambda, before=0):
         for begin, stop, age, last_age, end in reversed(complete):
             rewards = [lane + 0.1 * i for i in range(begin, stop)]
             if decision.reward == "discounted":
-                rewards = [r * decision.discount**j for j, r in enumerate(rewards)]
+                per_step = discount if decision.clock == "step" else discount ** (1 / 3)
+                rewards = [r * per_step**j for j, r in enumerate(rewards)]
             power = stop - begin if decision.clock == "step" else 1
             reward = sum(rewards) - decision.penalty
             ahead = 0.0 if end == "terminated" else value(lane, 0.1 * last_age)
@@ -294,8 +300,13 @@ def reference(value, steps, decision, discount, gae_lambda, before=0):
 
 @pytest.mark.parametrize(
     "decision",
-    [DecisionConfig(), DecisionConfig(reward="discounted", clock="step", discount=0.9), DecisionConfig(penalty=1.0)],
-    ids=["sum", "discounted", "penalty"],
+    [
+        DecisionConfig(),
+        DecisionConfig(reward="discounted", clock="step"),
+        DecisionConfig(reward="discounted"),
+        DecisionConfig(penalty=1.0),
+    ],
+    ids=["sum", "discounted", "discounted per decision", "penalty"],
 )
 def test_ragged_decisions_equal_a_reference(decision):
     config = OnPolicyConfig(rollout_steps=4, discount=0.9, gae_lambda=0.8, scale_rewards=False)
@@ -336,6 +347,54 @@ def test_carried_decisions_keep_the_score_of_the_parameters_that_made_them():
     np.testing.assert_allclose(batch.old_score[batch.fresh], 3 * age[batch.fresh])
     np.testing.assert_allclose(batch.old_score[~batch.fresh], 1 * age[~batch.fresh])
     learner.update(rollout, 0.0)  # the ratio of the carried one is not 1, and need not be
+
+
+def anchored(method, base, weight):
+    core = OnPolicyConfig(
+        rollout_steps=4, epochs=4, minibatches=2, value_hidden=(16,), actor_learning_rate=3e-3, target_kl=0.0,
+        anchor=AnchorConfig(weight=weight),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    if method == "residual":
+        actor = ResidualActor(ResidualPolicy(base, ResidualPolicyConfig(scale=0.5, hidden=(16,))), 16)
+    else:
+        policy = ChainPolicyConfig(tuned_steps=2)
+        config = DPPOConfig(policy=policy, sample_std=0.1, score_std=0.1, first_clip=0.05)
+        core = replace(core, clip=0.05)
+        actor = DPPOActor(ChainPolicy(base, policy), 16, config)
+    for parameter in actor.parameters():
+        parameter.requires_grad_(True)
+    return OnPolicyLearner(actor, BanditEnv(16), core)
+
+
+@pytest.mark.parametrize("method", ["residual", "dppo"])
+def test_a_huge_anchor_keeps_the_policy_at_the_base(method):
+    base, moved = small_policy("diffusion"), {}
+    for weight in (0.0, 1e3):
+        learner = anchored(method, base, weight)
+        for i in range(10):
+            learner.iterate(i / 10)
+        chunks = []
+        for policy in (learner.policy, base):
+            policy.seed(0)
+            planned = policy.plan(history(50))
+            chunks.append(policy.refine(history(50), planned[:, 0]))
+        moved[weight] = (chunks[0] - chunks[1]).mean()
+    assert moved[0.0] > 0.05  # towards what earns most
+    assert abs(moved[1e3]) < moved[0.0] / 10
+
+
+def test_the_residuals_divergence_to_the_base_is_that_of_its_distributions(reach_env, fake_base):
+    env = reach_env(4)
+    learner = make_learner(env, fake_base(env.spec), lanes=4, log_std=-1.0)
+    features = learner.collect().trace["features"].flatten(0, 1)
+    assert learner.actor.divergence_to_base({"features": features}).abs().max() == 0
+    with torch.no_grad():
+        learner.policy.actor[-1].bias.fill_(0.3)
+        learner.policy.log_std.fill_(-1.4)
+    u = torch.distributions.Normal(torch.full((2,), 0.3), math.exp(-1.4))
+    expected = torch.distributions.kl_divergence(u, torch.distributions.Normal(torch.zeros(2), math.exp(-1.0))).sum()
+    torch.testing.assert_close(learner.actor.divergence_to_base({"features": features}), expected.expand(len(features)))
 
 
 class ChunkGaussian(ChunkActor):
@@ -401,6 +460,17 @@ def test_rewards_are_scaled_with_the_penalty_of_decisions(reach_env, fake_base):
     learner.collect()
     assert learner.reward_scale.factor == pytest.approx(expected.factor)
     assert learner.reward_scale.factor < 0.5
+
+
+def test_a_loss_that_is_not_finite_is_named_before_it_is_descended(reach_env, fake_base):
+    env = reach_env(4)
+    learner = make_learner(env, fake_base(env.spec), lanes=4)
+    learner.iterations = 1  # the actor learns as well
+    rollout = learner.collect()
+    rollout.reward[0, 0] = np.inf
+    with pytest.raises(NonFiniteError, match=r"^loss is not finite at environment step 64 "):
+        learner.update(rollout, 0.0)
+    assert all(torch.isfinite(parameter).all() for parameter in learner.policy.parameters())
 
 
 def test_final_observations_are_guarded(reach_env, fake_base):

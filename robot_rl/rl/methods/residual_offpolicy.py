@@ -179,7 +179,7 @@ class StepCollector(Collector):
         rows: NStepRows,
     ) -> None:
         self.rows = rows
-        super().__init__(env, behaviour, config, seed, guard)
+        super().__init__(env, behaviour, config, seed, guard, rows.discount)
         self._runner = _EveryStep(behaviour, env.num_envs)
 
     def restart(self, seed: int) -> None:

@@ -146,7 +146,10 @@ def make_best_of(
     """
     normalizer = getattr(base, "normalizer", None)
     if normalizer is None:
-        raise CapabilityError(f"the critic takes its units from the base's normaliser; {type(base).__name__} has none")
+        raise CapabilityError(
+            "the critic takes its units from the base's normaliser, as kinds 'chunked' and 'chain' have one; "
+            f"{type(base).__name__} has none"
+        )
     shape = ChunkCriticConfig(
         steps=config.execute_steps or base.execute_steps,
         history=history or base.obs_steps,

@@ -98,14 +98,22 @@ class Collector:
     """Steps N lanes with a `Behaviour` and stores every finished decision in a replay."""
 
     def __init__(
-        self, env: VecEnv, behaviour: Behaviour, config: DecisionConfig, seed: int, guard: Guard | None = None
+        self,
+        env: VecEnv,
+        behaviour: Behaviour,
+        config: DecisionConfig,
+        seed: int,
+        guard: Guard | None = None,
+        discount: float | None = None,
     ) -> None:
+        """Start episodes in all lanes; ``discount`` is the core's, needed where rewards are discounted."""
         self.env, self.behaviour, self.config = env, behaviour, config
         self.guard = guard or Guard()
         self.steps = 0
         """Control steps taken, over all lanes."""
         self.episodes = EpisodeStatistics(env.num_envs)
         self.first_seed = seed
+        self._factor = config.factor(discount, behaviour.execute_steps)
         self._runner = PolicyRunner(behaviour, env.num_envs)
         self._keys = tuple(behaviour.spec.observation)
         self._history = History(behaviour.obs_steps, self._keys)
@@ -115,6 +123,7 @@ class Collector:
         """Start new episodes in every lane; decisions under way are dropped."""
         lanes = self.env.num_envs
         self._observation = self.env.reset(seed)
+        self.guard.check_reset(self.steps, self._observation)
         self._fresh = np.ones(lanes, bool)
         self._runner.reset(self._fresh)
         self._open = np.zeros(lanes, bool)
@@ -134,8 +143,7 @@ class Collector:
             self.guard.check_step(self.steps, step, actions)
             self.steps += self.env.num_envs
             self.episodes.add(step)
-            factor = self.config.discount**self._length if self.config.reward == "discounted" else 1.0
-            self._reward += factor * step.reward
+            self._reward += self._factor**self._length * step.reward
             self._length += 1
             if step.done.any():
                 stored += self._end(replay, source, step, history)
@@ -234,13 +242,16 @@ def add_demonstrations(
     config: DecisionConfig,
     source: str = "demonstrations",
     keep: np.ndarray | None = None,
+    discount: float | None = None,
 ) -> int:
     """Store the decisions of ``frames``, one starting at every frame, or at those of ``keep`` (F,); returns how many.
+
+    The core's ``discount`` is needed where rewards are discounted.
 
     A demonstration without a ``reward`` extra earns 1 on its last frame, if its ``success`` extra does not deny it,
     and ends there by termination; one that did not succeed ends by truncation.
     """
-    count = 0
+    count, factor = 0, config.factor(discount, behaviour.execute_steps) ** np.arange(behaviour.execute_steps)
     for episode in range(frames.num_episodes):
         part = frames.episode(episode)
         length = part.stop - part.start
@@ -253,7 +264,6 @@ def add_demonstrations(
         stop = np.minimum(start + behaviour.execute_steps, length)
         frame = np.minimum(start[:, None] + np.arange(behaviour.execute_steps), length - 1)
         inside = start[:, None] + np.arange(behaviour.execute_steps) < length
-        factor = config.discount ** np.arange(behaviour.execute_steps) if config.reward == "discounted" else 1.0
         record = behaviour.demonstrated(_windows(frames, part, behaviour), frames.action[part][frame])
         after = torch.from_numpy(np.minimum(stop, length - 1))
         ended = stop == length

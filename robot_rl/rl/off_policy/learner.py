@@ -164,10 +164,11 @@ def run_off_policy(
         shares = {"online": 1 - share, "demonstrations": share}
     replay = make_replay(core.state_size, core.action_size, capacity, run.seed, behaviour.extra_fields, core.device)
     if demonstrations is not None:
-        add_demonstrations(replay, demonstrations, behaviour, config.decision)
+        add_demonstrations(replay, demonstrations, behaviour, config.decision, discount=config.core.discount)
     env = env_factory(num_envs=config.lanes)
     try:
-        collector = Collector(env, behaviour, config.decision, session.training_seed(run.seed), Guard(run.path))
+        seed = session.training_seed(run.seed)
+        collector = Collector(env, behaviour, config.decision, seed, Guard(run.path), config.core.discount)
         learner = OffPolicyLearner(policy, collector, core, replay, shares, config.block)
         return run_session(learner, env_factory, run, session)
     finally:

@@ -137,14 +137,21 @@ class StreamCollector:
         behaviour: says what the critic's states and actions are.
         decision: reward and discount of a decision.
         corrections: whether the operator's steps count as demonstrations.
+        discount: the core's; needed where rewards are discounted.
     """
 
     first_seed = 0
 
     def __init__(
-        self, stream: EpisodeStream, behaviour: Behaviour, decision: DecisionConfig, corrections: bool = True
+        self,
+        stream: EpisodeStream,
+        behaviour: Behaviour,
+        decision: DecisionConfig,
+        corrections: bool = True,
+        discount: float | None = None,
     ) -> None:
         self.stream, self.behaviour, self.decision, self.corrections = stream, behaviour, decision, corrections
+        self.discount = discount
         self.steps = 0
         """Control steps received."""
         self.human_steps = 0
@@ -162,11 +169,11 @@ class StreamCollector:
         keep = frames.extras["keep"].astype(bool)
         self.steps += frames.num_frames
         self.episodes.add(frames)
-        stored = add_demonstrations(replay, frames, self.behaviour, self.decision, "online", keep)
+        stored = add_demonstrations(replay, frames, self.behaviour, self.decision, "online", keep, self.discount)
         human = keep & (frames.extras["actor"] == HUMAN)
         self.human_steps += int((frames.extras["actor"] == HUMAN).sum())
         if self.corrections and human.any():
-            add_demonstrations(replay, frames, self.behaviour, self.decision, "demonstrations", human)
+            add_demonstrations(replay, frames, self.behaviour, self.decision, "demonstrations", human, self.discount)
         return stored
 
 

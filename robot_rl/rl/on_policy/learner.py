@@ -74,8 +74,7 @@ class OnPolicyLearner:
         self.guard = guard or Guard()
         self.steps, self.iterations = 0, 0
         self.episodes = EpisodeStatistics(env.num_envs)
-        per_step = self.decision.clock == "step"
-        step_discount = config.discount if per_step else config.discount ** (1 / actor.decision_steps)
+        step_discount = self.decision.step_discount(config.discount, actor.decision_steps)
         self.reward_scale = RewardScale(env.num_envs, step_discount)
         self.anchor = Anchor(config.anchor)
         self.critics = Critics(config, seed)
@@ -96,6 +95,7 @@ class OnPolicyLearner:
     def _begin(self, seed: int) -> Observation:
         """Start new episodes in all lanes."""
         observation = self.env.reset(seed)
+        self.guard.check_reset(self.steps, observation)
         if self.config.stagger:
             stagger = getattr(self.env, "stagger", None)
             if stagger is None:
@@ -113,7 +113,7 @@ class OnPolicyLearner:
     def collect(self) -> Rollout:
         """Play the control steps of ``rollout_steps`` whole decisions in every lane."""
         actor, store = self.actor, self._store
-        step_discount = self.decision.discount if self.decision.reward == "discounted" else 1.0
+        factor = self.decision.factor(self.config.discount, actor.decision_steps)
         final = []
         store.begin()
         for _ in range(self.config.rollout_steps * actor.decision_steps):
@@ -125,7 +125,7 @@ class OnPolicyLearner:
             done = step.done
             self.episodes.add(step)
             self.reward_scale.add(step.reward - self.decision.penalty * actor.decided, done)
-            store.add(step.reward, step_discount)
+            store.add(step.reward, factor)
             if done.any():
                 store.end(step.terminated, step.truncated)
                 if step.truncated.any() and self.config.timeout == "final":
