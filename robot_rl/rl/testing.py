@@ -11,11 +11,12 @@ Each check raises `AssertionError` with a sentence that says which rule was brok
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,18 +39,24 @@ SPEC = Spec({"state": ArraySpec((2,))}, ArraySpec((1,), low=(-1.0,), high=(1.0,)
 """Interface of the problems: what matters and a number that does not; one action in [-1, 1]."""
 
 
+NanIn = Literal["reward", "observation", "reset"]
+"""What of a toy environment stops being a number: ``reset`` is the observation of its ``reset``."""
+
+
 class ToyEnv:
     """N lanes of a problem that is written in a few lines: `begin` and `play`."""
 
     spec = SPEC
     max_episode_steps = 4
+    endless = False
+    """Whether only the time limit ends an episode, whatever succeeds or fails."""
 
-    def __init__(self, num_envs: int = 1, nan_at: int = 0) -> None:
-        """Make ``num_envs`` lanes; from step ``nan_at`` on, if it is not 0, rewards are not numbers."""
-        self.num_envs, self.nan_at = num_envs, nan_at
+    def __init__(self, num_envs: int = 1, nan_at: int = 0, nan_in: NanIn = "reward") -> None:
+        """Make ``num_envs`` lanes; from the step (or reset) ``nan_at`` on, if it is not 0, ``nan_in`` is not finite."""
+        self.num_envs, self.nan_at, self.nan_in = num_envs, nan_at, nan_in
         self.state = np.zeros((num_envs, 2), np.float32)
         """(N, 2): what is observed."""
-        self._time, self._steps = np.zeros(num_envs, int), 0
+        self._time, self._steps, self._resets = np.zeros(num_envs, int), 0, -1
         self._seed, self._following = np.zeros(num_envs, np.int64), np.arange(num_envs)
         self.reset(0)
 
@@ -65,22 +72,23 @@ class ToyEnv:
         """Start a new episode in every lane."""
         if seed is not None:
             self._following = np.asarray(seed, np.int64) + (np.arange(self.num_envs) if np.ndim(seed) == 0 else 0)
+        self._resets += 1
         self._begin(np.ones(self.num_envs, bool))
-        return {"state": self.state.copy()}
+        return {"state": self._spoiled("reset", self.state, self._resets)}
 
     def step(self, actions: np.ndarray) -> Step:
         """Apply ``actions`` (N, 1)."""
         self._time += 1
         self._steps += 1
         reward, success, failure = self.play(np.clip(actions[:, 0], -1, 1))
-        if self.nan_at and self._steps >= self.nan_at:
-            reward = np.full(self.num_envs, np.nan)
-        terminated = success | failure
+        reward = self._spoiled("reward", reward, self._steps)
+        terminated = np.zeros_like(success) if self.endless else success | failure
         truncated = ~terminated & (self._time >= self.max_episode_steps)
         final = {"state": self.state.copy()}
         info = {"success": success, "episode_seed": self._seed.copy()}
         self._begin(terminated | truncated)
-        return Step({"state": self.state.copy()}, reward.astype(np.float32), terminated, truncated, final, info)
+        state = self._spoiled("observation", self.state, self._steps)
+        return Step({"state": state}, reward.astype(np.float32), terminated, truncated, final, info)
 
     def render(self, lane: int = 0) -> np.ndarray:
         """Return a black frame."""
@@ -88,6 +96,10 @@ class ToyEnv:
 
     def close(self) -> None:
         """Nothing to release."""
+
+    def _spoiled(self, what: NanIn, values: np.ndarray, count: int) -> np.ndarray:
+        """Return a copy of ``values``, without a number in it if it is time."""
+        return np.full_like(values, np.nan) if what == self.nan_in and 0 < self.nan_at <= count else values.copy()
 
     def _begin(self, lanes: np.ndarray) -> None:
         for i in np.flatnonzero(lanes):
@@ -145,6 +157,33 @@ class ChainEnv(ToyEnv):
         return success + 0.3 * failure, success, failure
 
 
+class RegulatorEnv(ToyEnv):
+    """Linear-quadratic regulator: x += a costs x^2 + a^2 in each of four steps; the base does a = -x.
+
+    Undiscounted the best is a = -0.618 x: the Riccati equation p = 1 + p / (1 + p) has the golden ratio as its solution
+    and p / (1 + p) as its gain. Any other action costs (1 + p) (a + 0.618 x)^2 more in the end, and an episode succeeds
+    if that stays below 0.05.
+    """
+
+    endless = True
+    cost = (1 + 5**0.5) / 2
+    gain = cost / (1 + cost)
+    _regret = np.zeros(1)
+
+    def begin(self, rng: np.random.Generator) -> float:
+        """Draw the start."""
+        return rng.uniform(-1, 1)
+
+    def play(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pay for the state and the action, and move."""
+        x = self.state[:, 0].copy()
+        self.state[:, 0] += action
+        more = (1 + self.cost) * (action + self.gain * x) ** 2
+        self._regret = np.where(self._time == 1, 0.0, self._regret) + more
+        success = self._regret < 0.05
+        return -(x**2) - action**2, success, ~success
+
+
 @dataclass(frozen=True)
 class Problem:
     """A tiny environment, what the base does in it, and what an improved policy reaches."""
@@ -165,12 +204,18 @@ def _beside(state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return state[:, 0] + 0.16 + 0.01 * rng.standard_normal(len(state))
 
 
+def _too_much(state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return -state[:, 0] + 0.01 * rng.standard_normal(len(state))
+
+
 TWO_MODES = Problem(TwoModesEnv, _both_ways, 0.9)
 """Bandit with a base of two modes: choose the better one."""
 OFFSET = Problem(OffsetEnv, _beside, 0.9)
 """Undo a constant error of the base."""
 CHAIN = Problem(ChainEnv, _both_ways, 0.9)
 """Forgo a small reward nearby for a larger one that takes the same choice twice."""
+REGULATOR = Problem(RegulatorEnv, _too_much, 0.9)
+"""Find a gain that is known: weigh what an action costs now against what it saves later."""
 
 SMALL = {
     "lanes": 16,
@@ -235,6 +280,7 @@ def run_method(
     options: Sequence[str] = (),
     base: Policy | None = None,
     nan_at: int = 0,
+    nan_in: NanIn = "reward",
     resume: bool = False,
     evaluations: int = 3,
 ) -> Policy:
@@ -247,7 +293,8 @@ def run_method(
         steps: environment steps.
         options: settings of the method, each ``name=value``.
         base: policy to start from; a flow policy that does what the problem's base does by default.
-        nan_at: step of the training environment from which rewards are not numbers; 0 for never.
+        nan_at: step or reset of the training environment from which ``nan_in`` is not a number; 0 for never.
+        nan_in: what of it.
         resume: continue the run in ``directory``.
         evaluations: validations besides the one at the start.
     """
@@ -257,7 +304,8 @@ def run_method(
 
     def factory(num_envs: int) -> ToyEnv:
         # The session makes one environment to train in and one to validate in; only the former is spoiled.
-        return problem.env(num_envs=num_envs, nan_at=0 if num_envs == session.eval_lanes else nan_at)
+        spoiled = num_envs != session.eval_lanes
+        return problem.env(num_envs=num_envs, nan_at=nan_at if spoiled else 0, nan_in=nan_in)
 
     with Run.create(directory, {"method": name}, spec=SPEC, resume=resume) as run:
         policy: Policy = finetune(base, factory, small_settings(finetune, options), run, session=session)
@@ -300,17 +348,43 @@ def check_resumes(name: str, problem: Problem, directory: Path, *, options: Sequ
     assert steps == sorted(set(steps)), f"{name} wrote a step of the log twice"
 
 
-def check_stops_at_nan(name: str, problem: Problem, directory: Path, *, options: Sequence[str] = ()) -> None:
-    """A reward that is not a number ends the run with its step and name, a dump, and the last good policy."""
+def check_stops_at_nan(
+    name: str,
+    problem: Problem,
+    directory: Path,
+    *,
+    where: NanIn | Literal["loss"] = "reward",
+    options: Sequence[str] = (),
+) -> None:
+    """What is not a number ends the run with its step and name, a dump, and the last good policy.
+
+    Args:
+        name: of the method.
+        problem: what to solve.
+        directory: of the run.
+        where: what is not a number: a reward, an observation, that of the reset with which a run is resumed, or a loss.
+        options: settings of the method, each ``name=value``.
+    """
+    what = {"reset": "first observation 'state'", "observation": "observation 'state'"}.get(where, where)
+    spoil: dict[str, Any] = {"nan_at": 10, "nan_in": where}
+    if where == "loss":
+        options, spoil = (*options, "core.critic_learning_rate=1e30"), {}
+    elif where == "reset":
+        run_method(name, problem, directory, steps=300, options=options, evaluations=1)
+        spoil = {"nan_at": 2, "nan_in": where, "resume": True}  # the first reset is that of a new learner
     try:
-        run_method(name, problem, directory, steps=5000, options=options, nan_at=10, evaluations=1)
+        run_method(name, problem, directory, steps=5000, options=options, evaluations=1, **spoil)
     except NonFiniteError as error:
         message = str(error)
     else:
-        raise AssertionError(f"{name} learned from rewards that are not numbers")
-    assert "reward is not finite at environment step" in message, f"{name} says only: {message}"
-    assert list(Path(directory).glob("not_finite_*.npz")), f"{name} left no dump"
-    load_policy(Path(directory) / "checkpoints" / "best")
+        raise AssertionError(f"{name} learned from a {where} that is not a number")
+    found = re.match(rf"\w*{what} is not finite at environment step (\d+)", message)
+    assert found, f"{name} does not say that it is the {where}: {message}"
+    assert int(found[1]) > 0, f"{name} does not say at which step: {message}"
+    assert (Path(directory) / f"not_finite_{found[1]}.npz").exists(), f"{name} left no dump"
+    policy = load_policy(Path(directory) / "checkpoints" / "best")
+    plan = policy.plan({"state": np.zeros((4, policy.obs_steps, 2), np.float32)})
+    assert np.isfinite(plan).all(), f"{name} kept a policy that is broken"
 
 
 def check_refuses(name: str, base: Policy, problem: Problem, directory: Path, listed: str) -> None:

@@ -1,17 +1,21 @@
 """Decisions: rewards and discounts of chunks, next states at every kind of end, demonstrations."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from robot_rl.core.env import Step
+from robot_rl.core.errors import ConfigError
 from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.data.frames import Frames
 from robot_rl.rl.decision import DecisionConfig
 from robot_rl.rl.guard import Guard, NonFiniteError
 from robot_rl.rl.off_policy.collector import Behaviour, Collector, add_demonstrations, make_replay
+from robot_rl.rl.state import load_state
+from robot_rl.rl.testing import CHAIN, SPEC, run_method
 
 
 class Counter:
@@ -60,9 +64,9 @@ class Chunks(Behaviour):
         return torch.from_numpy(chunks[:, 0])
 
 
-def collect(steps, **options):
+def collect(steps, discount=None, **options):
     replay = make_replay(3, 1, {"online": 100, "demonstrations": 100}, 0)
-    collector = Collector(Counter(), Chunks(), DecisionConfig(**options), seed=0)
+    collector = Collector(Counter(), Chunks(), DecisionConfig(**options), seed=0, discount=discount)
     stored = collector.collect(replay, steps)
     assert stored == replay.size["online"]
     rows = replay.all("online")
@@ -92,6 +96,25 @@ def test_clock_and_discount_within_a_chunk():
     assert lane1[0]["reward"] == pytest.approx(1 + 0.5 * 2 + 0.25 * 3 - 1)
 
 
+def test_the_discount_within_a_chunk_is_the_cores():
+    """Where the core's is per decision, three control steps of a chunk discount as much as one decision does."""
+    rows, _, _ = collect(8, reward="discounted", discount=0.125)
+    first = next(row for row in rows if row["state"][0] == 1)
+    assert first["exponent"] == 1
+    assert first["reward"] == pytest.approx(1 + 0.5 * 2 + 0.25 * 3)
+    with pytest.raises(ConfigError, match="needs the core's discount"):
+        collect(8, reward="discounted")
+
+
+def test_runs_discount_the_rewards_of_a_chunk_as_their_core_does(tmp_path):
+    """Two or four steps to either end of the chain, in one chunk: 1 on the right and 0.3 on the left."""
+    options, base = ["horizon=4", "reward=discounted", "clock=step", "discount=0.5"], SimpleNamespace(spec=SPEC)
+    run_method("rlpd", CHAIN, tmp_path / "run", steps=300, options=options, base=base, evaluations=0)
+    tensors, _ = load_state(tmp_path / "run" / "learner.safetensors")
+    reward = tensors["replay.online"][:, 2 + 4]
+    assert sorted({round(value, 5) for value in reward.tolist()}) == [0, 0.0375, 0.125, 0.15, 0.5]
+
+
 def test_steps_are_counted_over_all_lanes():
     _, collector, _ = collect(8)
     assert collector.steps == 16
@@ -110,10 +133,13 @@ def test_demonstrations_become_decisions():
     assert rows["terminated"].tolist() == [0, 0, 1, 1, 1]
     assert rows["exponent"].tolist() == [3, 3, 3, 2, 1]
     assert rows["next_state"][0].tolist() == state[3].tolist()
+    discounted = DecisionConfig(reward="discounted", clock="step")
+    add_demonstrations(replay, frames, behaviour, discounted, discount=0.5)
+    assert replay.all("demonstrations")["reward"][5:].tolist() == [0, 0, 0.25, 0.5, 1]
     failed = Frames({"state": state}, action, np.array([5]), Counter.spec, {"success": np.zeros(5, bool)})
     add_demonstrations(replay, failed, behaviour, DecisionConfig())
-    assert replay.all("demonstrations")["truncated"][5:].tolist() == [0, 0, 1, 1, 1]
-    assert replay.all("demonstrations")["reward"][5:].sum() == 0
+    assert replay.all("demonstrations")["truncated"][10:].tolist() == [0, 0, 1, 1, 1]
+    assert replay.all("demonstrations")["reward"][10:].sum() == 0
 
 
 def test_guard_names_the_step_and_keeps_the_arrays(tmp_path):
@@ -173,3 +199,33 @@ def test_extra_fields_come_from_the_decision_and_from_its_successor():
     rows = replay.all("demonstrations")
     assert rows["base"][:, 0].tolist() == state[:, 2].tolist()
     assert rows["next_candidates"][:, 0, 0].tolist() == (10 * state[[3, 4, 4, 4, 4], 2]).tolist()
+
+
+class Remembering(Chunks):
+    """Takes the whole history for the state, so that a history across an episode's boundary shows."""
+
+    def state(self, history):
+        return torch.from_numpy(history["state"].reshape(len(history["state"]), -1).copy())
+
+
+def test_demonstrations_of_several_episodes_do_not_mix():
+    """Chunks, histories, rewards and next states stop at the end of an episode: each is stored as if it were alone."""
+    rng = np.random.default_rng(0)
+    ends = np.array([5, 9, 16])
+    success, reward = np.isin(np.arange(16), [4, 15]), rng.normal(size=16).astype(np.float32)
+    state, action = rng.normal(size=(16, 3)).astype(np.float32), rng.normal(size=(16, 1)).astype(np.float32)
+    frames = Frames({"state": state}, action, ends, Counter.spec, {"success": success, "reward": reward})
+    config = DecisionConfig(clock="step", reward="discounted")
+
+    def stored(frames):
+        replay = make_replay(6, 1, {"demonstrations": 20}, 0)
+        assert add_demonstrations(replay, frames, Remembering(), config, discount=0.5) == frames.num_frames
+        return replay.all("demonstrations")
+
+    together, alone = stored(frames), [stored(frames.take([i])) for i in range(3)]
+    for name, values in together.items():
+        assert torch.equal(values, torch.cat([rows[name] for rows in alone])), name
+    assert together["exponent"].tolist() == [3, 3, 3, 2, 1, 3, 3, 2, 1, 3, 3, 3, 3, 3, 2, 1]
+    assert together["next_state"][8].tolist() == state[[7, 8]].flatten().tolist() != together["state"][9].tolist()
+    assert together["terminated"].sum() == 6
+    assert together["truncated"].sum() == 3

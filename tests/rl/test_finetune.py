@@ -11,8 +11,11 @@ import torch
 
 from robot_rl.cli import finetune as command
 from robot_rl.core import registry
-from robot_rl.core.errors import ConfigError, DataError, UnknownNameError
+from robot_rl.core.errors import ConfigError, DataError, SpecMismatchError, UnknownNameError
+from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.data.frames import Frames
+from robot_rl.data.store import EpisodeWriter
+from robot_rl.nets.ensemble import EnsembleMLP
 from robot_rl.policies.checkpoint import load_policy, save_policy
 from robot_rl.policies.residual import ResidualPolicyConfig
 from robot_rl.policies.steered import SteeredPolicyConfig
@@ -23,6 +26,8 @@ from robot_rl.rl.on_policy.learner import OnPolicyConfig, OnPolicyLearner
 from robot_rl.rl.options import config_class, override
 from robot_rl.rl.session import VALIDATION_SEED, SessionConfig, resumed_seed
 from robot_rl.rl.state import load_state
+from robot_rl.rl.testing import TWO_MODES, TwoModesEnv, clone, small_settings
+from robot_rl.rollout.evaluate import evaluate
 from robot_rl.train.run import Run, read_metrics
 
 CORE = OffPolicyConfig(
@@ -77,6 +82,24 @@ def test_result_is_better_and_is_a_policy_again(method, tmp_path, reach_env, fak
     require_same_when_loaded(policy, tmp_path / "run")
 
 
+def test_a_correction_goes_by_the_action_that_it_corrects(tmp_path, reach_env, fake_base):
+    """The base misses the goal by chance: with another lane's action in view the correction is worse than none."""
+
+    def make(num_envs=1):
+        return reach_env(num_envs, size=1, hold=True, limit=1)
+
+    base = fake_base(make().spec, noise_gain=0.25, hold=True, horizon=1, execute_steps=1)
+    config = small_settings(residual.finetune, ("lanes=32", "scale=0.4", "epochs=8"))
+    session = SessionConfig(steps=4000, evaluations=4, eval_episodes=100)
+    policy, env = go("residual", tmp_path / "run", make, base, session, config), make(100)
+    before, after = (evaluate(one, env, 200).success_rate for one in (base, policy))
+    features = policy.features
+    policy.features = lambda history, actions: features(history, np.roll(actions, 1, axis=0))
+    shuffled = evaluate(policy, env, 200).success_rate
+    assert after > before + 0.15
+    assert shuffled < before
+
+
 def require_same_when_loaded(policy, path):
     loaded = load_policy(path / "checkpoints" / "best")
     shape = (5, policy.obs_steps, policy.spec.observation["state"].size)
@@ -101,6 +124,36 @@ def test_sparse_reach_is_solved_with_demonstrations(tmp_path, reach_env, fake_ba
     policy = go("rlpd", tmp_path / "run", make, base, session, config, demonstrations=frames)
     require_same_when_loaded(policy, tmp_path / "run")
     assert max(row["success"] for row in read_metrics(tmp_path / "run", "eval")[1:]) > 0.9
+
+
+class Unrewarded(TwoModesEnv):
+    """Nothing succeeds here; what is worth doing is known from demonstrations alone."""
+
+    def play(self, action):
+        return np.zeros(len(action)), np.zeros(len(action), bool), np.ones(len(action), bool)
+
+
+@pytest.mark.parametrize("method", ["rlpd", "dsrl", "expo", "qchunk", "residual_offpolicy"])
+def test_the_critic_of_every_off_policy_method_learns_from_demonstrations(method, tmp_path):
+    """It values what was demonstrated, and knows that what it tried itself earned nothing."""
+    finetune, base = registry.load("finetuners", method), clone(TWO_MODES)
+    state = np.stack([np.zeros(60), np.random.default_rng(0).uniform(-1, 1, 60)], 1).astype(np.float32)
+    frames = Frames({"state": state}, np.full((60, 1), 0.95, np.float32), np.arange(1, 61), base.spec)
+    options = ["updates_per_step=0.4", "start_steps=100", "tau=0.05", "demonstration_share=0.25"]
+    options += {"dsrl": ["variant=na"], "residual_offpolicy": ["core.critic_updates=0"]}.get(method, [])
+    with Run.create(tmp_path, {}, spec=base.spec) as run:
+        session = SessionConfig(steps=400, evaluations=0, eval_episodes=5, eval_lanes=5)
+        config = small_settings(finetune, options)
+        finetune(base, Unrewarded, config, run, session=session, demonstrations=frames)
+    tensors, _ = load_state(tmp_path / "learner.safetensors")
+    weights = {k.removeprefix("critic.net."): value for k, value in tensors.items() if k.startswith("critic.net.")}
+    members, size, _ = weights["weights.0"].shape
+    critic = EnsembleMLP((size, 32, 32, 1), members, layer_norm=True)
+    critic.load_state_dict(weights)
+    assert len(tensors["replay.demonstrations"]) == 60
+    # Rows begin with state and action, as the critic takes them.
+    shown, tried = (critic(tensors[f"replay.{name}"][:, :size]).mean().item() for name in ("demonstrations", "online"))
+    assert shown > tried + 0.3
 
 
 def reach_demonstrations(env):
@@ -300,8 +353,9 @@ def test_options_by_name():
             override(rlpd.RLPDConfig(), [f"core.{option}"])
     with pytest.raises(UnknownNameError, match="lanes"):
         override(config, ["lane=8"])
-    with pytest.raises(ConfigError, match=r"ambiguous: decision.discount, core.discount"):
-        override(rlpd.RLPDConfig(), ["discount=0.9"])
+    assert override(rlpd.RLPDConfig(), ["discount=0.9"]).core.discount == 0.9
+    with pytest.raises(ConfigError, match=r"ambiguous: steering.hidden, core.hidden"):
+        override(dsrl.DSRLConfig(), ["hidden=8"])
     with pytest.raises(ConfigError, match="expects a number"):
         override(config, ["scale='x'"])
     with pytest.raises(ConfigError, match="name=value"):
@@ -335,3 +389,35 @@ def test_command(tmp_path, monkeypatch, reach_env, fake_base):
     with pytest.raises(ConfigError, match="which task"):
         command.run(replace(config, task=""))
     command.run(replace(config, list_options=True))
+
+
+def record_demonstrations(root, spec):
+    with EpisodeWriter(root, spec, task="toy") as writer:
+        for _ in range(4):
+            observation = {key: np.zeros(array.shape, array.dtype) for key, array in spec.observation.items()}
+            writer.add(observation, np.zeros(spec.action.shape, np.float32), reward=0.0, actor="human")
+        writer.save_episode(success=True)
+    return root
+
+
+def test_demonstrations_of_another_spec_are_refused_with_the_differences(tmp_path, monkeypatch, reach_env, fake_base):
+    monkeypatch.setitem(registry._overrides, ("tasks", "toy"), lambda num_envs=1, **options: toy(reach_env)(num_envs))
+    base = fake_base(toy(reach_env)().spec, hold=True)
+    config = command.Config(
+        policy=save_policy(base, tmp_path / "base"), task="toy", method="rlpd", steps=100, out=tmp_path / "out"
+    )
+    fitting = Spec({"other": ArraySpec((3,)), **base.spec.observation}, base.spec.action, base.spec.rate_hz)
+    other = Spec({"position": ArraySpec((4,))}, ArraySpec((3,), low=(-1.0,) * 3, high=(1.0,) * 3), 20.0)
+    with pytest.raises(SpecMismatchError, match="the policy does not fit the demonstrations: ") as refusal:
+        command.run(replace(config, demos=record_demonstrations(tmp_path / "demos", other)))
+    assert refusal.value.differences == [
+        "observation 'state' is missing (available: position)",
+        "action: shape (2,) against (3,)",
+        "rate 10 Hz against 20 Hz",
+    ]
+    assert all(difference in str(refusal.value) for difference in refusal.value.differences)
+    assert not config.out.exists()
+    # What a policy does not ask for is no difference.
+    frames = command._demonstrations(record_demonstrations(tmp_path / "fitting", fitting), base)
+    assert frames.num_frames == 4
+    assert list(frames.observation) == ["state"]

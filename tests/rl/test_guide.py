@@ -16,6 +16,7 @@ from robot_rl.rl.methods import dsrl, qchunk, rlpd
 from robot_rl.rl.off_policy.core import OffPolicyConfig
 from robot_rl.rl.session import SessionConfig
 from robot_rl.rl.state import load_state
+from robot_rl.rl.testing import TWO_MODES, clone, run_method
 from robot_rl.rollout.evaluate import evaluate
 from robot_rl.train.run import Run
 
@@ -52,6 +53,24 @@ def test_a_base_is_guided_by_the_critic_of_a_policy_learned_from_nothing(tmp_pat
     before = evaluate(base, env, 200).success_rate
     after = evaluate(guide(base, critic, BestOfConfig(candidates=16)), env, 200).success_rate
     assert after > before + 0.2
+
+
+def test_a_base_is_guided_by_the_critic_of_an_expo_run(tmp_path):
+    """The critic comes without the edits: what is planned is the base's own, chosen by the values of the run."""
+    options = ("candidates=4", "edits=2", "backup_candidates=2", "critics=2", "tau=0.05")
+    run_method("expo", TWO_MODES, tmp_path / "expo", steps=600, options=options, evaluations=1)
+    base, env = clone(TWO_MODES), TWO_MODES.env(num_envs=100)
+    critic, tensors = load_critic(tmp_path / "expo"), load_state(tmp_path / "expo" / "learner.safetensors")[0]
+    for name, value in critic.net.state_dict().items():
+        assert torch.equal(value, tensors[f"target.net.{name}"]), f"{name}: the run chose by its target critic"
+    guided = guide(base, critic, BestOfConfig(candidates=16))
+    history = {"state": np.zeros((20, 1, 2), np.float32)}
+    drawn = guided.draw(history, 16, torch.Generator().manual_seed(0))
+    value = critic(critic.state(guided.tensors(history)), critic.action(drawn)).mean(0)
+    chosen = guided.choose(history, torch.Generator().manual_seed(0)).chunks
+    assert torch.equal(chosen, drawn[torch.arange(20), value.argmax(-1)])
+    assert evaluate(base, env, 200).success_rate < 0.75
+    assert evaluate(guided, env, 200).success_rate > 0.9
 
 
 def test_values_are_those_of_the_run(tmp_path, reach_env):
@@ -102,7 +121,9 @@ def test_command_and_what_has_no_critic(tmp_path, reach_env, fake_base):
         load_critic(tmp_path / "base")
     plain = dsrl.DSRLConfig(lanes=4, core=CORE, steering=SteeredPolicyConfig(noise_steps=1, hidden=(16,)))
     path = finetuned(dsrl, plain, tmp_path / "plain", base, reach_env, 40)
-    with pytest.raises(CapabilityError, match="dsrl with variant=na"):
+    with pytest.raises(
+        CapabilityError, match=r"no critic of actions; methods that do: qchunk, expo, rlpd, dsrl with variant=na"
+    ):
         load_critic(path)
 
 

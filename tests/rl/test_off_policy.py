@@ -19,6 +19,7 @@ from robot_rl.rl.off_policy.core import OffPolicyConfig, OffPolicyCore
 from robot_rl.rl.off_policy.learner import OffPolicyLearner
 from robot_rl.rl.off_policy.proposals import AliasedNoiseProposal, GaussianProposal
 from robot_rl.rl.session import SessionConfig
+from robot_rl.rollout.evaluate import evaluate
 from robot_rl.train.run import Run
 
 SMALL = {"hidden": (32, 32), "batch_size": 64, "precision": "fp32"}
@@ -91,6 +92,99 @@ def test_constant_reward_values_the_geometric_series():
         core.update(rows(20, 64, seed=i, reward=1.0))
     batch = rows(1, 64, seed=99)
     assert core.critic(batch["state"][0], batch["action"][0]).mean().item() == pytest.approx(5.0, rel=0.05)
+
+
+def test_entropy_in_the_backup_is_worth_its_own_geometric_series():
+    """Beside the rewards, every later step is worth the discounted entropy of what the actor does there."""
+    discount, temperature = 0.8, 2.0
+    fixed = {"actor_learning_rate": 0.0, "temperature_learning_rate": 0.0, "initial_temperature": temperature}
+    core = make_gaussian_core(discount=discount, critic_learning_rate=5e-3, tau=0.1, reduce="mean", **fixed)
+    for i in range(15):
+        core.update(rows(20, 64, seed=i, reward=1.0))
+    batch = rows(1, 4000, seed=99)
+    with torch.no_grad():
+        entropy = -core.proposal.actor(batch["next_state"][0], torch.randn(4000, 2))[1].mean().item()
+        value = core.critic(batch["state"][0], batch["action"][0]).mean().item()
+    assert entropy > 0.5
+    assert value == pytest.approx((1 + discount * temperature * entropy) / (1 - discount), rel=0.04)
+
+
+class PlainSAC:
+    """SAC (arXiv 1801.01290, with two critics 1812.05905) in PyTorch's own layers, from the weights of a core."""
+
+    def __init__(self, core):
+        members = range(core.config.critics)
+        self.critics = [plain_network(core.critic.net, k) for k in members]
+        self.targets = [plain_network(core.critic.net, k) for k in members]
+        self.actor = plain_network(core.proposal.actor.net, 0)
+        self.log_temperature = core.log_temperature.detach().clone().requires_grad_()
+        self.config, self.target_entropy = core.config, -0.5 * core.action_size
+        trained = [self.actor, *self.critics]
+        parameters = [self.log_temperature, *(p for network in trained for p in network.parameters())]
+        self.optimizer = torch.optim.Adam(parameters, 3e-3)
+
+    def sample(self, state, eps):
+        mean, log_std = self.actor(state).chunk(2, -1)
+        normal = torch.distributions.Normal(mean, log_std.exp())
+        pre = mean + log_std.exp() * eps
+        return pre.tanh(), (normal.log_prob(pre) - (1 - pre.tanh() ** 2).log()).sum(-1)
+
+    def least(self, critics, state, action):
+        return torch.cat([critic(torch.cat([state, action], -1)) for critic in critics], -1).amin(-1)
+
+    def update(self, batch, eps):
+        temperature, done = self.log_temperature.exp().detach(), batch["terminated"]
+        with torch.no_grad():
+            action, log_prob = self.sample(batch["next_state"], eps[0])
+            following = self.least(self.targets, batch["next_state"], action) - temperature * log_prob
+            wanted = batch["reward"] + self.config.discount * (1 - done) * following
+        taken = torch.cat([batch["state"], batch["action"]], -1)
+        critic_loss = sum(0.5 * (critic(taken).squeeze(-1) - wanted).square().mean() for critic in self.critics)
+        action, log_prob = self.sample(batch["state"], eps[1])
+        for network in self.critics:
+            network.requires_grad_(False)
+        actor_loss = (temperature * log_prob - self.least(self.critics, batch["state"], action)).mean()
+        for network in self.critics:
+            network.requires_grad_(True)
+        entropy = -log_prob.detach().mean()
+        self.optimizer.zero_grad()
+        (critic_loss + actor_loss + self.log_temperature.exp() * (entropy - self.target_entropy)).backward()
+        self.optimizer.step()
+        for target, critic in zip(self.targets, self.critics, strict=True):
+            for slow, fast in zip(target.parameters(), critic.parameters(), strict=True):
+                slow.data.lerp_(fast.data, self.config.tau)
+        temperature = self.log_temperature.exp().item()
+        losses = {"critic_loss": critic_loss.item(), "actor_loss": actor_loss.item()}
+        return losses | {"temperature": temperature, "entropy": entropy.item()}
+
+
+def plain_network(network, member):
+    """Return a copy of one member of an ensemble, made of PyTorch's own layers."""
+    layers = []
+    for i, (weight, bias) in enumerate(zip(network.weights, network.biases, strict=True)):
+        layers.append(torch.nn.Linear(*weight.shape[1:]))
+        layers[-1].weight.data, layers[-1].bias.data = weight.data[member].T.clone(), bias.data[member, 0].clone()
+        if i < len(network.weights) - 1:
+            layers += [torch.nn.LayerNorm(weight.shape[-1])] if network.layer_norm else []
+            layers.append(torch.nn.ReLU())
+    return torch.nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("critics", [1, 2])
+def test_as_many_members_as_the_backup_asks_is_plain_sac(critics):
+    """One critic is SAC with a single one; two are SAC with clipped double Q: the same losses, update for update."""
+    rates = dict.fromkeys(["critic_learning_rate", "actor_learning_rate", "temperature_learning_rate"], 3e-3)
+    core = make_gaussian_core(critics=critics, subset=critics, actor_reduce="min", tau=0.05, discount=0.9, **rates)
+    plain, generator = PlainSAC(core), torch.Generator().manual_seed(0)
+    for i in range(10):
+        batches = rows(1, 64, seed=i)
+        batches["terminated"] = (batches["reward"] > 1).float()
+        batch = {name: values[0] for name, values in batches.items()}
+        eps = torch.randn(1, 2, 64, 2, generator=generator)[0]
+        torch.rand(1, critics, generator=generator)  # the core's draw of members
+        actor_loss = core.actor_loss(batch, eps[1])[0].item()  # an update reports it at the temperature that follows
+        got, expected = core.update(batches) | {"actor_loss": actor_loss}, plain.update(batch, eps)
+        assert {name: got[name] for name in expected} == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
 def test_layer_norm_bounds_values_of_any_action():
@@ -232,6 +326,27 @@ def test_aliased_noise_gets_equal_values_from_one_sided_data(reach_env, fake_bas
     assert np.corrcoef(plus.mean(0), truth)[0, 1] > 0.9
 
 
+def test_plain_steering_learns_nothing_of_noises_that_give_the_same_action():
+    """As above without the second critic: what Q(w) learns from noises above 0 it does not know below."""
+    torch.manual_seed(0)
+    actor = SquashedGaussian(4, 2, (32, 32), layer_norm=True)
+    config = OffPolicyConfig(
+        batch_size=256, hidden=(64, 64), critic_learning_rate=3e-3, discount=0.0, target_entropy=0.0, precision="fp32"
+    )
+    core = OffPolicyCore(4, 2, GaussianProposal(actor), config, 0)
+    for i in range(25):
+        batch = rows(10, 256, state=4, seed=i, terminated=1.0)
+        executed = batch["action"].atanh().clamp(-1.5, 1.5).abs()
+        core.update(batch | {"action": executed / 1.5, "reward": executed.sum(-1)})
+    state, noise = torch.randn(200, 4), torch.randn(200, 2).clamp(-1.5, 1.5).abs() / 1.5
+    with torch.no_grad():
+        plus, minus = (core.critic(state, sign * noise).mean(0) for sign in (1, -1))
+    truth = 1.5 * noise.sum(-1)
+    assert np.corrcoef(plus, truth)[0, 1] > 0.9
+    assert np.corrcoef(minus, truth)[0, 1] < 0.5
+    assert (plus - minus).abs().mean() > plus.std()
+
+
 def test_same_state_and_noise_give_the_same_actions(reach_env, fake_base):
     policy = steered(reach_env(1), fake_base, noise_gain=0.5)
     history = {"state": np.random.default_rng(0).normal(size=(4, 2, 4)).astype(np.float32)}
@@ -269,6 +384,21 @@ def test_prior_noise_is_the_base(reach_env, fake_base):
     steered_chunks, own = policy.plan(history), base.plan(history)
     np.testing.assert_allclose(steered_chunks.mean((0, 1)), own.mean((0, 1)), atol=0.02)
     np.testing.assert_allclose(steered_chunks.std((0, 1)), own.std((0, 1)), rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "equal"),
+    [({"prior": True}, True), ({"squashed": False, "bound": 1.0}, True), ({"squashed": False, "bound": 0.5}, False)],
+)
+def test_steering_by_the_bases_own_noise_succeeds_as_often_as_the_base(reach_env, fake_base, options, equal):
+    """A new unsquashed actor draws N(0, 1) times its bound; with half of it success is another, so this can fail."""
+    env = reach_env(100, hold=True, radius=0.12, limit=6)
+    base = fake_base(env.spec, noise_gain=0.3, hold=True)
+    policy = SteeredPolicy(base, SteeredPolicyConfig(hidden=(8,), **options))
+    alone, steered = (evaluate(one, env, 600, seed) for one, seed in ((base, 1_000_000), (policy, 2_000_000)))
+    assert 0.2 < alone.success_rate < 0.6
+    (low, high), (other_low, other_high) = alone.success_interval, steered.success_interval
+    assert (low <= other_high and other_low <= high) is equal
 
 
 def test_plain_variant_refuses_demonstrations(reach_env, fake_base):

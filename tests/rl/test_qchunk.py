@@ -117,9 +117,9 @@ def test_values_of_a_chain_under_chunks(fake_base):
     base = fake_base(Chain.spec, horizon=steps, execute_steps=steps, obs_steps=1, fold="identity")
     config = OffPolicyConfig(**{**SMALL, "discount": discount, "critic_learning_rate": 1e-2, "tau": 0.0})
     _, behaviour, core = make_best_of(base, BestOfConfig(candidates=4), config, "online", 0)
-    decision = DecisionConfig(reward="discounted", clock="step", discount=discount)
+    decision = DecisionConfig(reward="discounted", clock="step")
     replay = make_replay(core.state_size, core.action_size, {"online": 500}, 0, behaviour.extra_fields)
-    Collector(Chain(), behaviour, decision, 0).collect(replay, 200)
+    Collector(Chain(), behaviour, decision, 0, discount=discount).collect(replay, 200)
     places = replay.all("online")["state"].argmax(-1)
     assert len(places.unique()) == 12
     for sweep in range(3):

@@ -196,6 +196,32 @@ def test_demonstrations_become_corrections_of_the_base(reach_env, fake_base):
     assert rows["reward"][[by_frame[i] for i in range(5, 10)]].sum() == 0
 
 
+@pytest.mark.parametrize("changed", [0, 1])
+def test_an_episode_of_the_demonstrations_leaves_the_other_alone(changed, reach_env, fake_base):
+    """Of two episodes one is replaced: the rows of the other, of up to three steps each, stay as they were."""
+    env, policy, _, behaviour = make(reach_env, fake_base)
+    frames = demonstrations(env, 0.05)
+
+    def rows_of(state, action):
+        replay = make_replay(policy.state_size, 2, {"demonstrations": 10}, 0)
+        given = Frames({"state": state}, action, frames.episode_ends, env.spec, frames.extras)
+        add_demonstrations(replay, given, behaviour, NStepRows(2, 3, 0.5))
+        rows = replay.all("demonstrations")
+        order = [int(np.flatnonzero((state == s[:4].numpy()).all(1))[0]) for s in rows["state"]]
+        mine = torch.tensor([frame // 5 != changed for frame in order])
+        return {name: values[mine] for name, values in rows.items()}
+
+    state, action = frames.observation["state"], frames.action
+    part = frames.episode(changed)
+    other = [state.copy(), action.copy()]
+    for array in other:
+        array[part] = np.random.default_rng(2).uniform(-0.5, 0.5, array[part].shape)
+    before, after = rows_of(state, action), rows_of(*other)
+    assert len(before["reward"]) == 5
+    for name, values in before.items():
+        assert torch.equal(values, after[name]), name
+
+
 def test_sparse_reach_with_a_wrong_base_is_learned(tmp_path, reach_env, fake_base):
     """The base overshoots in several steps and is never asked to know why: success goes from rare to sure."""
 

@@ -8,6 +8,7 @@ from benchmarks.pusht_human import CoverageGain
 from robot_rl.cli import finetune as finetune_command
 from robot_rl.cli import reward as command
 from robot_rl.core import registry
+from robot_rl.core.env import Step
 from robot_rl.core.errors import CapabilityError, ConfigError, DataError, SpecMismatchError
 from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.data.frames import Frames
@@ -172,6 +173,88 @@ def test_a_policy_serves_as_encoder(tmp_path, fake_base):
     save_classifier(classifier, tmp_path / "c")
     history = {"state": np.random.default_rng(0).normal(size=(9, 2, 4)).astype(np.float32)}
     np.testing.assert_array_equal(load_classifier(tmp_path / "c").probability(history), classifier.probability(history))
+
+
+class Tiles(torch.nn.Module):
+    """A policy that sees a camera: features are the mean brightness of four tiles of its image, times a weight."""
+
+    kind, closed_loop, base = "tiles", False, None
+
+    def __init__(self, spec):
+        super().__init__()
+        self.spec, self.obs_steps, self.horizon, self.execute_steps = spec, 1, 1, 1
+        self.gain = torch.nn.Parameter(torch.full((4,), 2.0))
+
+    @classmethod
+    def from_parts(cls, config, spec, base=None):
+        return cls(spec)
+
+    def config_dict(self):
+        return {}
+
+    def encode(self, history):
+        image = history["images.front"][:, -1].float().permute(0, 3, 1, 2) / 255
+        return torch.nn.functional.adaptive_avg_pool2d(image, 2).mean(1).flatten(1) * self.gain
+
+
+class Lamp:
+    """Two lanes of ten steps; in the image a lamp, at the left of lane 0 and of no other, glows more with each step."""
+
+    num_envs, max_episode_steps = 2, 10
+    spec = Spec({"images.front": ArraySpec((8, 8, 3), "uint8"), "state": ArraySpec((1,))}, ArraySpec((1,)), 10.0)
+
+    def reset(self, seed=None):
+        self.time = 0
+        return self._observe()
+
+    def _observe(self):
+        image = np.full((2, 8, 8, 3), 20, np.uint8)
+        image[0, 4:, :4] = 20 + 23 * self.time
+        return {"images.front": image, "state": np.zeros((2, 1), np.float32)}
+
+    def step(self, actions):
+        self.time += 1
+        final, ended = self._observe(), np.full(2, self.time == 10)
+        self.time %= 10
+        info = {"success": np.zeros(2, bool), "episode_seed": np.arange(2)}
+        return Step(self._observe(), np.zeros(2, np.float32), np.zeros(2, bool), ended, final, info)
+
+
+def test_images_are_judged_by_an_encoder_that_sees_them(tmp_path, monkeypatch, reach_env):
+    """From recorded images to a reward: trained, saved, loaded, and asked about a camera's images in an environment."""
+    monkeypatch.setitem(registry._overrides, ("policies", "tiles"), Tiles)
+    monkeypatch.setitem(registry._overrides, ("policies", "tiles"), Tiles)
+    rng, env = np.random.default_rng(0), Lamp()
+    images, success = [], []
+    for i in range(40):
+        observation = env.reset()
+        for _ in range(10):
+            images.append(observation["images.front"][i % 2] + rng.integers(0, 8, (8, 8, 3), np.uint8))
+            observation = env.step(np.zeros((2, 1))).final_observation
+        success += [False] * 9 + [i % 2 == 0]
+    spec = Spec({"images.front": env.spec.observation["images.front"]}, env.spec.action, 10.0)
+    frames = Frames(
+        {"images.front": np.stack(images)}, np.zeros((400, 1), np.float32), np.arange(10, 401, 10), spec,
+        {"success": np.array(success)},
+    )  # fmt: skip
+    encoder = Tiles(spec)
+    classifier, report = train_classifier(frames, QUICK, encoder=encoder)
+    assert (report.detected, report.false_alarms) == (report.successes, 0)
+    assert torch.equal(encoder.gain, torch.full((4,), 2.0)), "features are used as they are"
+    save_classifier(classifier, tmp_path / "c")
+    loaded = load_classifier(tmp_path / "c")
+    assert isinstance(loaded.encoder, Tiles)
+    history = {"images.front": np.stack(images)[:, None]}
+    np.testing.assert_array_equal(loaded.probability(history), classifier.probability(history))
+    view = ClassifierReward(env, loaded)
+    view.reset(0)
+    rewards = np.array([view.step(np.zeros((2, 1))).reward for _ in range(20)])
+    assert rewards.sum(0).tolist() == [2, 0]
+    assert (np.flatnonzero(rewards[:, 0]) % 10 >= 6).all()
+    blind = StateEncoder(env.spec)
+    assert list(blind.spec.observation) == ["state"], "what has no image encoder sees no images"
+    with pytest.raises(SpecMismatchError, match=r"images\.front"):
+        ClassifierReward(reach_env(2), loaded)
 
 
 class Above(torch.nn.Module):
