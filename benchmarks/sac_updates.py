@@ -95,8 +95,11 @@ def stable_baselines(critics: int = 2) -> Callable[[int], None]:
     return lambda n: model.train(n, BATCH)
 
 
-def plain(members: int = 2) -> Callable[[int], None]:
-    """Return the same for SAC as one writes it down: separate networks of `torch.nn.Linear`, three Adams, a loop."""
+def plain(members: int = 2, transform: Callable[[nn.Module], Any] = lambda net: net) -> Callable[[int], None]:
+    """Return the same for SAC as one writes it down: separate networks of `torch.nn.Linear`, three Adams, a loop.
+
+    ``transform`` is applied to each network before it is used, `torch.compile` for example.
+    """
     torch.manual_seed(0)
 
     def network(n_in: int, n_out: int) -> nn.Sequential:
@@ -104,6 +107,7 @@ def plain(members: int = 2) -> Callable[[int], None]:
 
     actor, critics = network(STATE, 2 * ACTION), [network(STATE + ACTION, 1) for _ in range(members)]
     targets, log_alpha = copy.deepcopy(critics), torch.zeros(1, requires_grad=True)
+    actor, critics, targets = transform(actor), [transform(one) for one in critics], [transform(one) for one in targets]
     critic_parameters = [p for critic in critics for p in critic.parameters()]
     optimizers = [torch.optim.Adam(p, lr=3e-4) for p in (list(actor.parameters()), critic_parameters, [log_alpha])]
     data = {name: torch.from_numpy(rows) for name, rows in random_rows().items()}
