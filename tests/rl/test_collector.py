@@ -178,7 +178,7 @@ class Numbered(Chunks):
         self.record |= self.successor(history)
         return chunks
 
-    def successor(self, history):
+    def successor(self, history, upcoming=None):
         state = self.state(history)
         return {"state": state, "base": state[:, 2:], "candidates": 10 * state[:, 2:, None].expand(-1, 2, -1)}
 

@@ -15,11 +15,9 @@ from robot_rl.rl.methods.residual_offpolicy import (
     CorrectionBehaviour,
     CorrectionProposal,
     ResidualOffPolicyConfig,
-    StepCollector,
-    add_demonstrations,
     finetune,
 )
-from robot_rl.rl.off_policy.collector import make_replay
+from robot_rl.rl.off_policy.collector import Collector, add_demonstrations, make_replay
 from robot_rl.rl.off_policy.core import OffPolicyCore
 from robot_rl.rl.off_policy.n_step import NStepRows
 from robot_rl.rl.session import SessionConfig
@@ -71,13 +69,13 @@ def test_one_step_rows_pass_unchanged():
     assert all(torch.equal(found[name], single[name]) for name in single)
 
 
-def make(reach_env, fake_base, lanes=4, **options):
+def make(reach_env, fake_base, lanes=4, n_steps=1, **options):
     torch.manual_seed(0)
     env = reach_env(lanes, limit=6)
     policy = ResidualPolicy(fake_base(env.spec, **options), SMALL)
     policy.actor.requires_grad_(True)
     proposal = CorrectionProposal(policy, anchor=1.0)
-    return env, policy, proposal, CorrectionBehaviour(policy, proposal, seed=3)
+    return env, policy, proposal, CorrectionBehaviour(policy, proposal, n_steps, seed=3)
 
 
 def test_new_policy_is_the_base_bit_for_bit_and_stays_bounded(reach_env, fake_base, tmp_path):
@@ -108,7 +106,7 @@ def test_rows_hold_the_base_actions_of_their_own_and_the_next_step(reach_env, fa
     """Three lanes over several episodes: the last columns of a state are what the base does there."""
     env, policy, _, behaviour = make(reach_env, fake_base, lanes=3, noise_gain=0.3)
     replay = make_replay(policy.state_size, 2, {"online": 500}, 0)
-    collector = StepCollector(env, behaviour, DecisionConfig(), 0, None, NStepRows(3, 1, 0.99))
+    collector = Collector(env, behaviour, DecisionConfig(), 0)
     executed, base = [], []
     original = env.step
 
@@ -134,11 +132,17 @@ def test_rows_hold_the_base_actions_of_their_own_and_the_next_step(reach_env, fa
     assert rows["truncated"].sum() > 0
 
 
+def test_rows_of_several_decisions_need_a_discount(reach_env, fake_base):
+    env, _, _, behaviour = make(reach_env, fake_base, n_steps=3)
+    with pytest.raises(ConfigError, match="rows of several decisions need the core's discount"):
+        Collector(env, behaviour, DecisionConfig(), 0)
+
+
 def test_the_base_plans_once_per_chunk(reach_env, fake_base):
-    env, policy, _, behaviour = make(reach_env, fake_base, lanes=2)
+    env, policy, _, behaviour = make(reach_env, fake_base, lanes=2, n_steps=3)
     env.radius = 0.0
     replay = make_replay(policy.state_size, 2, {"online": 500}, 0)
-    StepCollector(env, behaviour, DecisionConfig(), 0, None, NStepRows(2, 3, 0.99)).collect(replay, 12)
+    Collector(env, behaviour, DecisionConfig(), 0, discount=0.99).collect(replay, 12)
     # Two lanes, two episodes of six steps: chunks at steps 0 and 4 of each.
     assert policy.base.calls == 2 * 2 * 2
 
@@ -176,10 +180,10 @@ def demonstrations(env, action, length=5):
 
 
 def test_demonstrations_become_corrections_of_the_base(reach_env, fake_base):
-    env, policy, _, behaviour = make(reach_env, fake_base)
+    env, policy, _, behaviour = make(reach_env, fake_base, n_steps=2)
     frames = demonstrations(env, 0.05)
     replay = make_replay(policy.state_size, 2, {"demonstrations": 10}, 0)
-    add_demonstrations(replay, frames, behaviour, NStepRows(2, 2, 0.5), penalty=0.0)
+    assert add_demonstrations(replay, frames, behaviour, DecisionConfig(), discount=0.5) == frames.num_frames
     rows = replay.all("demonstrations")
     assert len(rows["reward"]) == frames.num_frames
     base = rows["state"][:, -2:]
@@ -199,13 +203,13 @@ def test_demonstrations_become_corrections_of_the_base(reach_env, fake_base):
 @pytest.mark.parametrize("changed", [0, 1])
 def test_an_episode_of_the_demonstrations_leaves_the_other_alone(changed, reach_env, fake_base):
     """Of two episodes one is replaced: the rows of the other, of up to three steps each, stay as they were."""
-    env, policy, _, behaviour = make(reach_env, fake_base)
+    env, policy, _, behaviour = make(reach_env, fake_base, n_steps=3)
     frames = demonstrations(env, 0.05)
 
     def rows_of(state, action):
         replay = make_replay(policy.state_size, 2, {"demonstrations": 10}, 0)
         given = Frames({"state": state}, action, frames.episode_ends, env.spec, frames.extras)
-        add_demonstrations(replay, given, behaviour, NStepRows(2, 3, 0.5))
+        add_demonstrations(replay, given, behaviour, DecisionConfig(), discount=0.5)
         rows = replay.all("demonstrations")
         order = [int(np.flatnonzero((state == s[:4].numpy()).all(1))[0]) for s in rows["state"]]
         mine = torch.tensor([frame // 5 != changed for frame in order])

@@ -52,7 +52,7 @@ class BestOfBehaviour(PriorBehaviour):
         """Return executed chunks (b, D) as the critic takes them."""
         return self.policy.critic.action(torch.as_tensor(chunks, dtype=torch.float32, device=device_of(self.policy)))
 
-    def successor(self, history: Observation) -> dict[str, Tensor]:
+    def successor(self, history: Observation, upcoming: np.ndarray | None = None) -> dict[str, Tensor]:
         """Return the critic's states and what the base offers there."""
         chunks = self.policy.draw(history, self.kept, self._generator)
         return {"state": self.state(history), "candidates": self.policy.critic.action(chunks)}

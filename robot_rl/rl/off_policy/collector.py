@@ -1,4 +1,4 @@
-"""Collects transitions of decisions: one per planned chunk, each lane on its own clock."""
+"""Collects transitions of decisions, each lane on its own clock: one per planned chunk, or one per control step."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from robot_rl.data.replay import Replay
 from robot_rl.rl.decision import DecisionConfig
 from robot_rl.rl.episodes import EpisodeStatistics
 from robot_rl.rl.guard import Guard
+from robot_rl.rl.off_policy.n_step import NStepRows
 from robot_rl.rollout.player import History, PolicyRunner
 
 
@@ -30,37 +31,54 @@ class Behaviour(ABC):
     horizon: int
     execute_steps: int
     closed_loop = False
+    every_step = False
+    """Whether every control step is a decision, recorded by `refine`; otherwise a planned chunk is one."""
+    n_steps = 1
+    """Decisions that a stored row spans, at most: so many of them a sparse reward travels back per update."""
     extra_fields: Mapping[str, tuple[int, ...]] = {}
     """Shapes of what the method stores per decision besides `FIELDS`: ``name`` is read off the decision's own record,
     ``next_<name>`` off that of the decision that follows, or off `successor` where the episode ends."""
     record: dict[str, Tensor]
-    """Rows of the latest `plan`: ``state`` and ``action`` as the critic takes them, and what ``extra_fields`` names,
+    """Rows of the latest decisions: ``state`` and ``action`` as the critic takes them, and what ``extra_fields`` names,
     each (b, …)."""
+
+    @property
+    def decision_steps(self) -> int:
+        """Control steps that a decision takes."""
+        return 1 if self.every_step else self.execute_steps
 
     @abstractmethod
     def plan(self, history: Observation) -> np.ndarray:
-        """Return exploring chunks (b, H, A) and set `record`."""
+        """Return exploring chunks (b, H, A); set `record`, unless `every_step`."""
 
-    @abstractmethod
     def state(self, history: Observation) -> Tensor:
-        """Return the critic's states (b, S) for a history (each (b, T, …))."""
+        """Return the critic's states (b, S) for a history (each (b, T, …)); `successor` asks for them by default."""
+        raise NotImplementedError
 
-    @abstractmethod
     def action(self, chunks: np.ndarray) -> Tensor:
-        """Return the critic's actions (b, D) for executed chunks (b, execute_steps, A) in the units of the spec.
+        """Return the critic's actions (b, D) for executed chunks (b, decision_steps, A) in the units of the spec.
 
-        Used for demonstrations.
+        `demonstrated` asks for them by default.
 
         Raises:
             CapabilityError: the method's actions cannot be told from what was executed.
         """
+        raise CapabilityError(f"{type(self).__name__} cannot tell its actions from what was executed")
 
-    def successor(self, history: Observation) -> dict[str, Tensor]:
-        """Return what a decision's ``next_…`` fields hold where nothing is planned any more: ``state``, and more."""
+    def successor(self, history: Observation, upcoming: np.ndarray | None = None) -> dict[str, Tensor]:
+        """Return what a decision's ``next_…`` fields hold where nothing is decided any more: ``state``, and more.
+
+        Args:
+            history: of the last observation, each (b, T, …).
+            upcoming: (b, A) what the chunk under way would have gone on with; None without one.
+        """
         return {"state": self.state(history)}
 
     def demonstrated(self, history: Observation, chunks: np.ndarray) -> dict[str, Tensor]:
-        """Return the record (each (b, …)) of a decision that executed the given ``chunks`` (b, execute_steps, A)."""
+        """Return the record (each (b, …)) of decisions that executed the given ``chunks`` (b, decision_steps, A).
+
+        The rows are the frames of one episode, in order.
+        """
         return self.successor(history) | {"action": self.action(chunks)}
 
     def refine(self, history: Observation, actions: np.ndarray) -> np.ndarray:
@@ -106,14 +124,15 @@ class Collector:
         guard: Guard | None = None,
         discount: float | None = None,
     ) -> None:
-        """Start episodes in all lanes; ``discount`` is the core's, needed where rewards are discounted."""
+        """Start episodes in all lanes; ``discount`` is the core's: `DecisionConfig.factor` and `NStepRows` say when."""
         self.env, self.behaviour, self.config = env, behaviour, config
         self.guard = guard or Guard()
         self.steps = 0
         """Control steps taken, over all lanes."""
         self.episodes = EpisodeStatistics(env.num_envs)
         self.first_seed = seed
-        self._factor = config.factor(discount, behaviour.execute_steps)
+        self._factor = config.factor(discount, behaviour.decision_steps)
+        self._joined = NStepRows(env.num_envs, behaviour.n_steps, discount)
         self._runner = PolicyRunner(behaviour, env.num_envs)
         self._keys = tuple(behaviour.spec.observation)
         self._history = History(behaviour.obs_steps, self._keys)
@@ -129,6 +148,7 @@ class Collector:
         self._open = np.zeros(lanes, bool)
         self._reward, self._length = np.zeros(lanes, np.float32), np.zeros(lanes, np.int64)
         self._rows: dict[str, Tensor] = {}
+        self._joined.clear()
 
     def collect(self, replay: Replay, control_steps: int, source: str = "online") -> int:
         """Take ``control_steps`` in every lane; returns the number of decisions stored."""
@@ -136,9 +156,9 @@ class Collector:
         for _ in range(control_steps):
             history = self._history.add(self._observation, self._fresh)
             actions = self._runner.step(self._observation)
-            planned = self._runner.planned
-            if planned.any():
-                stored += self._begin(replay, source, planned)
+            decided = np.ones_like(self._open) if self.behaviour.every_step else self._runner.planned
+            if decided.any():
+                stored += self._begin(replay, source, decided)
             step = self.env.step(actions)
             self.guard.check_step(self.steps, step, actions)
             self.steps += self.env.num_envs
@@ -151,22 +171,22 @@ class Collector:
             self._observation = step.observation
         return stored
 
-    def _begin(self, replay: Replay, source: str, planned: np.ndarray) -> int:
-        """Close the open decisions of the lanes that planned anew, and open the next ones."""
+    def _begin(self, replay: Replay, source: str, decided: np.ndarray) -> int:
+        """Close the open decisions of the lanes that decided anew, and open the next ones."""
         record = self.behaviour.record
         own = _own(self.behaviour)
         if not self._rows:
             self._rows = {k: record[k].new_zeros(self.env.num_envs, *record[k].shape[1:]) for k in own}
-        closing = planned & self._open
+        closing = decided & self._open
         stored = 0
         if closing.any():
-            among = torch.from_numpy(closing[planned])
+            among = torch.from_numpy(closing[decided])
             stored = self._store(replay, source, closing, {k: v[among] for k, v in record.items()}, False, False)
-        rows = torch.from_numpy(planned)
+        rows = torch.from_numpy(decided)
         for name in own:
             self._rows[name][rows] = record[name]
-        self._open[planned] = True
-        self._reward[planned], self._length[planned] = 0, 0
+        self._open[decided] = True
+        self._reward[decided], self._length[decided] = 0, 0
         return stored
 
     def _end(self, replay: Replay, source: str, step: Step, history: Observation) -> int:
@@ -177,7 +197,9 @@ class Collector:
             for key in self._keys
         }
         ends = step.terminated[done], step.truncated[done]
-        stored = self._store(replay, source, done, self.behaviour.successor(final), *ends)
+        # Where a new plan would be due the old chunk's continuation stands for it: a plan would cost as much again.
+        successor = self.behaviour.successor(final, self._runner.player.peek()[done, 0])
+        stored = self._store(replay, source, done, successor, *ends)
         self._open[done] = False
         self._runner.reset(done)
         return stored
@@ -194,18 +216,20 @@ class Collector:
         count = int(lanes.sum())
         rows = torch.from_numpy(lanes)
         length = self._length[lanes]
-        replay.add(
-            source,
-            {
-                **{name: values[rows] for name, values in self._rows.items()},
-                **_following(self.behaviour, successor),
-                "reward": self._reward[lanes] - np.float32(self.config.penalty),
-                "terminated": np.full(count, terminated),
-                "truncated": np.full(count, truncated),
-                "exponent": length if self.config.clock == "step" else np.ones(count, np.float32),
-                "weight": np.ones(count, np.float32),
-            },
-        )
+        values = {
+            **{name: values[rows] for name, values in self._rows.items()},
+            **_following(self.behaviour, successor),
+            "reward": self._reward[lanes] - np.float32(self.config.penalty),
+            "terminated": np.full(count, terminated),
+            "truncated": np.full(count, truncated),
+            "exponent": length if self.config.clock == "step" else np.ones(count, np.float32),
+            "weight": np.ones(count, np.float32),
+        }
+        if self.behaviour.n_steps > 1:
+            values = self._joined.push(rows.nonzero().flatten(), _tensors(values))
+        count = len(values["weight"])
+        if count:
+            replay.add(source, values)
         return count
 
 
@@ -218,6 +242,11 @@ def _following(behaviour: Behaviour, record: Mapping[str, Tensor]) -> dict[str, 
     """Return the ``next_…`` fields of decisions that are followed by ``record``."""
     extra = [name for name in behaviour.extra_fields if name.startswith(_NEXT)]
     return {name: record[name.removeprefix(_NEXT)] for name in ("next_state", *extra)}
+
+
+def _tensors(values: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return rows as float32 tensors on the processor, where `NStepRows` joins them."""
+    return {name: torch.as_tensor(column, dtype=torch.float32, device="cpu") for name, column in values.items()}
 
 
 def make_replay(
@@ -246,12 +275,13 @@ def add_demonstrations(
 ) -> int:
     """Store the decisions of ``frames``, one starting at every frame, or at those of ``keep`` (F,); returns how many.
 
-    The core's ``discount`` is needed where rewards are discounted.
+    The core's ``discount`` is needed where rewards are discounted, or rows span several decisions.
 
     A demonstration without a ``reward`` extra earns 1 on its last frame, if its ``success`` extra does not deny it,
     and ends there by termination; one that did not succeed ends by truncation.
     """
-    count, factor = 0, config.factor(discount, behaviour.execute_steps) ** np.arange(behaviour.execute_steps)
+    count, steps = 0, behaviour.decision_steps
+    factor = config.factor(discount, steps) ** np.arange(steps)
     for episode in range(frames.num_episodes):
         part = frames.episode(episode)
         length = part.stop - part.start
@@ -261,9 +291,9 @@ def add_demonstrations(
         if "reward" in frames.extras:
             reward = np.asarray(frames.extras["reward"][part], np.float32).reshape(length)
         start = np.arange(length)
-        stop = np.minimum(start + behaviour.execute_steps, length)
-        frame = np.minimum(start[:, None] + np.arange(behaviour.execute_steps), length - 1)
-        inside = start[:, None] + np.arange(behaviour.execute_steps) < length
+        stop = np.minimum(start + steps, length)
+        frame = np.minimum(start[:, None] + np.arange(steps), length - 1)
+        inside = start[:, None] + np.arange(steps) < length
         record = behaviour.demonstrated(_windows(frames, part, behaviour), frames.action[part][frame])
         after = torch.from_numpy(np.minimum(stop, length - 1))
         ended = stop == length
@@ -277,6 +307,11 @@ def add_demonstrations(
             "exponent": stop - start if config.clock == "step" else np.ones(length, np.float32),
             "weight": np.ones(length, np.float32),
         }
+        if behaviour.n_steps > 1:
+            lane, joined = torch.zeros(1, dtype=torch.int64), NStepRows(1, behaviour.n_steps, discount)
+            single = _tensors(rows)
+            parts = [joined.push(lane, {name: column[t, None] for name, column in single.items()}) for t in start]
+            rows = {name: torch.cat([part[name] for part in parts]) for name in single}  # again one row per frame
         if keep is not None:
             rows = {name: values[keep[part]] for name, values in rows.items()}
         kept = len(rows["weight"])

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from robot_rl.core.errors import ConfigError
+
 _START = ("state", "action", "weight")
 """What a longer row takes from its first decision; of the rest it takes the last decision's."""
 
@@ -19,11 +21,16 @@ class NStepRows:
     Args:
         lanes: number N of lanes.
         steps: decisions n per row; 1 passes rows on as they are.
-        discount: discount per unit of the exponent, as the critic uses it.
+        discount: discount per unit of the exponent, as the critic uses it; 1 step needs none.
+
+    Raises:
+        ConfigError: several steps, and no discount.
     """
 
-    def __init__(self, lanes: int, steps: int, discount: float) -> None:
-        self.steps, self.discount = steps, discount
+    def __init__(self, lanes: int, steps: int, discount: float | None = None) -> None:
+        if steps > 1 and discount is None:
+            raise ConfigError("rows of several decisions need the core's discount")
+        self.steps, self.discount = steps, 1.0 if discount is None else discount
         self._waiting: dict[str, Tensor] = {}
         self._count = torch.zeros(lanes, dtype=torch.int64)
         """(N,): rows that wait, oldest first."""
