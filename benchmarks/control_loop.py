@@ -9,8 +9,7 @@ run beside three cameras, whose images arrive in the executor's process: at 100 
 priority that the executor asks for by default, and at 100 Hz without; there the policy is an ONNX file.
 
 Run: ``make bench NAME=control_loop`` or ``python benchmarks/control_loop.py [--seconds 60] [--rounds 3] [--extras]``.
-Ten minutes, for what memory does: ``--seconds 600 --rounds 1 --kinds cameras fast_cameras cameras_normal --name
-control_loop_long``.
+Ten minutes beside cameras, for what memory does, are ``control_loop_long``.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ import tempfile
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -407,7 +407,7 @@ def measure(kind: str, seconds: float, directory: Path) -> tuple[dict[str, Any],
     return found["executor"], found["policy"], others
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=float, default=60.0, help="length of all runs of one kind together (s)")
     parser.add_argument("--rounds", type=int, default=3, help="turns in which they are made")
@@ -417,7 +417,7 @@ def main() -> None:
     parser.add_argument("--name", default="control_loop", help="name of the result; one with other kinds is another")
     parser.add_argument("--role", choices=("policy", "executor", "cameras"), help=argparse.SUPPRESS)
     parser.add_argument("--kind", choices=KINDS, default="normal", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     from hardware.control.realtime import prepare_process
 
     stop = threading.Event()
