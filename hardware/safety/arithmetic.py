@@ -33,8 +33,8 @@ POSITION, VELOCITY, ACCELERATION, JERK = 1, 2, 4, 8
 """Bits of the limits that shaped or would have to shape a command."""
 _SHARES = 12
 """In how many parts the way from braking to what is wished for is divided to find the largest one permitted."""
-_LEAST = 1e-12
-"""Metres that a distance's change can be braked by per tick, at least, where no joint changes it."""
+_LEAST, _UNBOUNDED = 1e-12, 1e30
+"""Metres that a distance's change can be braked by per tick, at least, where no joint changes it; and no bound."""
 _Limited = numba.types.Tuple((NEW_VECTOR, NEW_VECTOR, INTEGER, TRUTH))
 _Window = numba.types.Tuple((NEW_VECTOR, NEW_VECTOR))
 
@@ -192,24 +192,38 @@ def window(
     return least, most
 
 
-@compiled(NEW_VECTOR(MATRIX, VECTOR, VECTOR, NUMBER))
-def approach_bounds(rows: np.ndarray, room: np.ndarray, brake: np.ndarray, returning: float) -> np.ndarray:
-    """Return by how much each of N distances may shrink in this tick.
+@compiled(_Window(MATRIX, MATRIX, VECTOR, VECTOR, VECTOR, NUMBER, NUMBER))
+def slide_bounds(
+    rows: np.ndarray,
+    ends: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    brake: np.ndarray,
+    apart: float,
+    returning: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the upper and lower bounds (A + N,) of a displacement and of how it changes N distances.
 
     Args:
         rows: (N, A) how each distance changes per displacement.
-        room: (N,) what is left of each; negative where it must grow.
+        ends: (N, 7) with the distances in the last column.
+        low: (A,) smallest displacement.
+        high: (A,) largest one.
         brake: (A,) by how much a displacement may shrink per tick.
-        returning: share of what is missing that a distance must grow by.
+        apart: what must be left of each distance.
+        returning: share of what is missing there that a distance must grow by.
     """
-    bounds = np.empty(len(room))
-    for row in range(len(room)):
-        brakes = 0.0
-        for k in range(len(brake)):
+    size = len(low)
+    upper, lower = np.full(size + len(rows), _UNBOUNDED), np.empty(size + len(rows))
+    for k in range(size):
+        upper[k], lower[k] = high[k], low[k]
+    for row in range(len(rows)):
+        brakes, room = 0.0, ends[row, 6] - apart
+        for k in range(size):
             brakes += abs(rows[row, k]) * brake[k]
-        inside = room[row] > 0.0
-        bounds[row] = braking_step(room[row], max(0.5 * brakes, _LEAST)) if inside else returning * room[row]
-    return bounds
+        shrinks = braking_step(room, max(0.5 * brakes, _LEAST)) if room > 0.0 else returning * room
+        lower[size + row] = -shrinks
+    return upper, lower
 
 
 @part_of_compiled

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hardware.safety.arithmetic import approach_bounds
+from hardware.safety.arithmetic import slide_bounds
 from hardware.safety.distances import Scene, addresses, near_ends, path_excess, smallest_distance
 from hardware.safety.kinematics import HINGE, SLIDE, approaches, tree_of
 from hardware.safety.model import joint_numbers, number
@@ -29,7 +29,7 @@ _SOLVED = 1
 _SPARE, _RETURN = 5e-4, 0.1
 """Metres beyond the margin at which `slide` stays, for the curvature that its rows leave out, and by which share of
 what is missing there a displacement must lead away."""
-_ENDLESS, _UNBOUNDED = 1e6, 1e30
+_ENDLESS = 1e6
 
 
 class Clearance:
@@ -138,23 +138,16 @@ class Clearance:
         """
         if not self.solver:
             return None
-        rows, bounds = self._rows(command, brake)
-        if not len(rows):
+        command = np.asarray(command, float)
+        pairs, ends = near_ends(command[None], self.near, *self._scene)
+        if not len(pairs):
             return None
         import daqp
 
-        size, count = len(command), len(rows)
-        upper, lower = np.full(size + count, _UNBOUNDED), np.empty(size + count)
-        upper[:size], lower[:size], lower[size:] = high, low, -bounds
-        found, _, state, _ = daqp.solve(self._square, -wanted, rows, upper, lower, np.zeros(size + count, np.int32))
-        return np.minimum(np.maximum(found, low), high) if state == _SOLVED else None
-
-    def _rows(self, command: np.ndarray, brake: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return how the distance of each near pair changes (P, A) per displacement, and by how much it may shrink."""
-        command = np.asarray(command, float)
-        pairs, ends = near_ends(command[None], self.near, *self._scene)
         rows = approaches(command, pairs, ends, *self._tree)
-        return rows, approach_bounds(rows, ends[:, 6] - (self.margin + _SPARE), brake, _RETURN)
+        upper, lower = slide_bounds(rows, ends, low, high, brake, self.margin + _SPARE, _RETURN)
+        found, _, state, _ = daqp.solve(self._square, -wanted, rows, upper, lower, np.zeros(len(upper), np.int32))
+        return np.minimum(np.maximum(found, low), high) if state == _SOLVED else None
 
 
 def _pairs(model: mujoco.MjModel, joints: set[int]) -> list[tuple[int, int]]:

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from hardware.safety.clearance import Clearance
     from hardware.safety.singularity import Singularity
 
-_PARTS = (0.75, 0.5, 0.25)
-"""Parts of a motion, counted from braking, that are tried where all of it is not permitted."""
-
 
 class Space(Protocol):
     """Where the robot may be."""
@@ -100,7 +97,7 @@ class Surroundings:
         return self._largest_part(command, spaces, share), flag
 
     def _largest_part(self, command: np.ndarray, spaces: tuple[Space, ...], share: float = 1.0) -> np.ndarray:
-        """Return the largest part of the motion, less than all, after which the robot can still stop inside.
+        """Return the largest part of the motion, in quarters, after which the robot can still stop inside.
 
         Full braking is always permitted: it is the rest of a braking path that was checked one tick ago.
         """
@@ -112,11 +109,14 @@ class Surroundings:
             if motion.permits(slower) and self._stays_inside(slower, spaces):
                 return slower
         braking = motion.brake()
-        for part in _PARTS:
+        found, part = braking, 0.5
+        for change in (0.25, 0.0):  # the half, and then three quarters or one
             partly = braking + share * part * (command - braking)
-            if motion.permits(partly) and self._stays_inside(partly, spaces):
-                return partly
-        return braking
+            permitted = motion.permits(partly) and self._stays_inside(partly, spaces)
+            if permitted:
+                found = partly
+            part += change if permitted else -change
+        return found
 
     def _keep_apart(
         self, command: np.ndarray, clearance: Clearance, judged: tuple[Space, ...]
