@@ -56,7 +56,9 @@ EXPLANATION = (
     "command, so that a chunk waits for the next tick; pinned keeps loop and policy to a processor each, which is for "
     "machines with nothing else to do. cameras and fast_cameras (500 Hz), with the priority that is asked for by "
     "default, and cameras_normal: three cameras' worth of 640x480 images at 30 Hz arrive beside it, with the Fast DDS "
-    "profile for images. Load by other programs: what was taken from the machine counts too. Memory: slope of the "
+    "profile for images. sleeping_thread: a thread of the loop's priority that does nothing but wake up every 10 ms, "
+    "measured last, alone: what is late there is the machine's own. Load by other programs: what was taken from the "
+    "machine counts too. Memory: slope of the "
     "executor's resident set over the last two thirds of the run; what a short run shows is mostly start-up."
 )
 KINDS: dict[str, dict[str, Any]] = {
@@ -158,7 +160,7 @@ def executor_role(output: Path, stop: threading.Event, seconds: float, kind: str
     ``kind`` is one of `KINDS`: ``rclpy_timer`` calls the tick from such a timer, the others run the executor's loop.
     """
     from hardware.control.executor import Executor, ExecutorConfig
-    from hardware.control.realtime import release_realtime, request_realtime
+    from hardware.control.realtime import MessengerThread, release_realtime, request_realtime
     from hardware.control.statistics import Durations
     from hardware.robots.fake import FakeRobot
     from hardware.ros import convert
@@ -223,7 +225,7 @@ def executor_role(output: Path, stop: threading.Event, seconds: float, kind: str
         while not ended.wait(1.0):
             memory.append((time.monotonic(), resident_mib(), IMAGES_SEEN[0]))
 
-    threading.Thread(target=sample, daemon=True).start()
+    MessengerThread(target=sample, daemon=True).start()  # what it does is no part of what is measured
     executor.connect()
     try:
         if kind == "rclpy_timer":
@@ -407,6 +409,21 @@ def measure(kind: str, seconds: float, directory: Path) -> tuple[dict[str, Any],
     return found["executor"], found["policy"], others
 
 
+def sleeping_thread(rate: float = TICK_RATE, seconds: float = 20.0) -> dict[str, float]:
+    """Return how late a thread wakes up that has the loop's priority and does nothing else: what the machine adds."""
+    from hardware.control.executor import ExecutorConfig
+    from hardware.control.realtime import control_thread
+
+    late = []
+    with control_thread(ExecutorConfig().realtime_priority, pin=False):
+        deadline = time.monotonic()
+        for _ in range(int(rate * seconds)):
+            deadline += 1.0 / rate
+            time.sleep(max(0.0, deadline - time.monotonic()))
+            late.append(time.monotonic() - deadline)
+    return percentiles(late, "lateness")
+
+
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=float, default=60.0, help="length of all runs of one kind together (s)")
@@ -510,6 +527,7 @@ def benchmark(seconds: float, rounds: int, kinds: list[str], name: str) -> None:
             shown = ", ".join(f"{name} {so_far[name]:.2f}" for name in (*TARGETS, "load_by_other_programs_cores"))
             print(f"turn {turn + 1} {kind}, so far: {shown}", flush=True)
     figures = {kind: one.figures() for kind, one in runs.items()}
+    figures["sleeping_thread"] = sleeping_thread()
     metrics, targets = {}, {}
     if "normal" in figures:
         metrics, targets = {**figures.pop("normal"), "policy_parameters": runs["normal"].parameters}, dict(TARGETS)

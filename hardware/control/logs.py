@@ -10,8 +10,9 @@ import logging
 import os
 import queue
 import sys
-import threading
 from collections.abc import Callable
+
+from hardware.control.realtime import MessengerThread
 
 _ROOM = 1000
 """Lines that may wait."""
@@ -29,7 +30,7 @@ class DeferredHandler(logging.Handler):
         """Lines that found no room since this was last said."""
         self._write = write
         self._waiting: queue.Queue[str | None] = queue.Queue(room)
-        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread = MessengerThread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
