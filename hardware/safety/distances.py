@@ -28,6 +28,7 @@ from robot_rl.core.compiled import (
     compiled,
     part_of_compiled,
 )
+from robot_rl.core.errors import ConfigError
 
 if TYPE_CHECKING:
     import mujoco
@@ -63,12 +64,14 @@ class Scene(NamedTuple):
 
 
 def addresses(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
-    """Return `Scene.addresses` (4,)."""
+    """Return `Scene.addresses` (4,); raises `ConfigError` where MuJoCo's library is not in its package."""
     import mujoco
 
-    # The same file that the package has loaded: the system does not load it twice.
     folder = Path(mujoco.__file__).parent
-    library = ctypes.CDLL(str(next(one for one in sorted(folder.iterdir()) if one.stem.startswith("libmujoco"))))
+    found = [one for one in sorted(folder.iterdir()) if one.name.startswith(("libmujoco", "mujoco.dll"))]
+    if not found:
+        raise ConfigError(f"distances need MuJoCo's library, and it is not in {folder}")
+    library = ctypes.CDLL(str(found[0]))  # the file that the package has loaded: the system does not load it twice
     functions = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in _FUNCTIONS]
     return np.array([*functions, model._address, data._address], np.int64)
 

@@ -110,7 +110,7 @@ class Surroundings:
                 return slower
         braking = motion.brake()
         found, part = braking, 0.5
-        for change in (0.25, 0.0):  # the half, and then three quarters or one
+        for change in (0.25, 0.0):  # half of it, and then three quarters or one
             partly = braking + share * part * (command - braking)
             permitted = motion.permits(partly) and self._stays_inside(partly, spaces)
             if permitted:
