@@ -105,44 +105,36 @@ _geom_distance = _foreign(types.float64, _POINTER, _POINTER, types.int32, types.
 
 
 @part_of_compiled
-def _place(command: np.ndarray, places: np.ndarray, qpos: np.ndarray, addresses: np.ndarray) -> None:
+def _place(command: np.ndarray, scene: Scene) -> None:
     for k in range(len(command)):
-        qpos[places[k]] = command[k]
+        scene.qpos[scene.places[k]] = command[k]
+    addresses = scene.addresses
     _place_geoms(addresses[_KINEMATICS], (addresses[_MODEL], addresses[_DATA]))
 
 
 @part_of_compiled
-def _distance(pair: np.ndarray, addresses: np.ndarray, most: float, ends: int) -> float:
+def _distance(pair: np.ndarray, scene: Scene, most: float, ends: int) -> float:
     """Return the distance of a pair where they are placed, ``most`` if it is larger; ``ends`` is C's ``fromto``."""
-    first, second = np.int32(pair[0]), np.int32(pair[1])
-    model, data = addresses[_MODEL], addresses[_DATA]
-    distance: float = _geom_distance(addresses[_DISTANCE], (model, data, first, second, most, ends))
+    first, second, addresses = np.int32(pair[0]), np.int32(pair[1]), scene.addresses
+    arguments = (addresses[_MODEL], addresses[_DATA], first, second, most, ends)
+    distance: float = _geom_distance(addresses[_DISTANCE], arguments)
     return distance
 
 
 @part_of_compiled
-def _too_near(
-    command: np.ndarray,
-    chosen: np.ndarray,
-    margin: float,
-    pairs: np.ndarray,
-    places: np.ndarray,
-    qpos: np.ndarray,
-    addresses: np.ndarray,
-) -> float:
+def _too_near(command: np.ndarray, chosen: np.ndarray, margin: float, scene: Scene) -> float:
     """Return by how many metres the nearest of the ``chosen`` pairs is nearer than ``margin`` at ``command``."""
-    _place(command, places, qpos, addresses)
+    _place(command, scene)
     nearest = _FAR
     for pair in chosen:
-        nearest = min(nearest, _distance(pairs[pair], addresses, _FAR, 0))
+        nearest = min(nearest, _distance(scene.pairs[pair], scene, _FAR, 0))
     return margin - nearest
 
 
 @part_of_compiled
-def _select(
-    commands: np.ndarray, room: float, reach: np.ndarray, known: np.ndarray, apart: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _select(commands: np.ndarray, room: float, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """Return which pairs may come within ``room`` on a path, and how far the quickest of them may have come (T,)."""
+    reach, known, apart = scene.reach, scene.known, scene.apart
     moved, found, quickest = np.zeros(len(known)), np.empty(len(apart), np.int64), np.zeros(len(known))
     for k in range(len(known)):
         moved[k] = abs(commands[0, k] - known[k])
@@ -167,33 +159,23 @@ def _select(
 
 
 @part_of_compiled
-def _near(
-    commands: np.ndarray,
-    room: float,
-    pairs: np.ndarray,
-    reach: np.ndarray,
-    places: np.ndarray,
-    qpos: np.ndarray,
-    addresses: np.ndarray,
-    known: np.ndarray,
-    apart: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
+def _near(commands: np.ndarray, room: float, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """As `_select`, from a measurement of all pairs that is new where the last one would select too many."""
     fresh = True
-    for k in range(len(known)):
+    for k in range(len(scene.known)):
         for tick in range(len(commands)):
             if not np.isfinite(commands[tick, k]):
                 raise ValueError("a command on the path is not finite")
-        fresh &= commands[0, k] == known[k]
-    if not np.isnan(known[0]):
-        found, travelled = _select(commands, room, reach, known, apart)
+        fresh &= commands[0, k] == scene.known[k]
+    if not np.isnan(scene.known[0]):
+        found, travelled = _select(commands, room, scene)
         if len(found) <= _FEW or fresh:
             return found, travelled
-    _place(commands[0], places, qpos, addresses)
-    for pair in range(len(pairs)):
-        apart[pair] = _distance(pairs[pair], addresses, _FAR, 0)
-    known[:] = commands[0]
-    return _select(commands, room, reach, known, apart)
+    _place(commands[0], scene)
+    for pair in range(len(scene.pairs)):
+        scene.apart[pair] = _distance(scene.pairs[pair], scene, _FAR, 0)
+    scene.known[:] = commands[0]
+    return _select(commands, room, scene)
 
 
 @compiled(NUMBER(VECTOR, *_SCENE))
@@ -208,7 +190,7 @@ def smallest_distance(
     apart: np.ndarray,
 ) -> float:
     """Return the smallest distance in metres of any pair at ``command`` (A,)."""
-    return -_too_near(command, np.arange(len(pairs)), 0.0, pairs, places, qpos, addresses)
+    return -_too_near(command, np.arange(len(pairs)), 0.0, Scene(pairs, reach, places, qpos, addresses, known, apart))
 
 
 @compiled(NUMBER(MATRIX, NUMBER, NUMBER, *_SCENE))
@@ -241,16 +223,17 @@ def path_excess(
     Raises:
         ValueError: a command is not finite.
     """
-    chosen, travelled = _near(commands, margin, pairs, reach, places, qpos, addresses, known, apart)
+    scene = Scene(pairs, reach, places, qpos, addresses, known, apart)
+    chosen, travelled = _near(commands, margin, scene)
     last = len(commands) - 1
     if not len(chosen):
         return 0.0
     found = np.empty(last + 1)
     # A path that is refused is so for its end, mostly.
-    found[last] = _too_near(commands[last], chosen, margin, pairs, places, qpos, addresses)
+    found[last] = _too_near(commands[last], chosen, margin, scene)
     if found[last] > permitted or not last:
         return found[last]
-    found[0] = _too_near(commands[0], chosen, margin, pairs, places, qpos, addresses)
+    found[0] = _too_near(commands[0], chosen, margin, scene)
     worst = max(found[0], found[last])
     starts, ends, count = np.empty(_STACK, np.int64), np.empty(_STACK, np.int64), 1
     starts[0], ends[0] = 0, last
@@ -260,7 +243,7 @@ def path_excess(
         if end - start < 2 or found[start] + found[end] + travelled[end] - travelled[start] <= 0.0:
             continue  # nothing lies between, or no command between can be too near
         middle = (start + end) // 2
-        found[middle] = _too_near(commands[middle], chosen, margin, pairs, places, qpos, addresses)
+        found[middle] = _too_near(commands[middle], chosen, margin, scene)
         worst = max(worst, found[middle])
         starts[count], ends[count], starts[count + 1], ends[count + 1] = start, middle, middle, end
         count += 2
@@ -284,11 +267,12 @@ def near_ends(
     It is the place of the first geom, in metres in the model's world, that of the second, and their distance, which is
     negative where they overlap. Pairs whose places say nothing, because they touch, are left out.
     """
-    chosen, _ = _near(commands, near, pairs, reach, places, qpos, addresses, known, apart)
-    _place(commands[0], places, qpos, addresses)
+    scene = Scene(pairs, reach, places, qpos, addresses, known, apart)
+    chosen, _ = _near(commands, near, scene)
+    _place(commands[0], scene)
     names, found, count = np.empty((len(chosen), 2), np.int64), np.empty((len(chosen), 7)), 0
     for pair in chosen:
-        distance = _distance(pairs[pair], addresses, near, found[count].ctypes.data)
+        distance = _distance(pairs[pair], scene, near, found[count].ctypes.data)
         if distance < near and abs(distance) >= _TOUCHING:
             found[count, 6] = distance
             names[count] = pairs[pair]
