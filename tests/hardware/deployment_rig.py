@@ -107,3 +107,10 @@ class Rig:
             self.tick()
             sizes.append(float(np.abs(self.executor.safety.command - before).max()))
         return np.array(sizes)
+
+
+def smooth_path(rng, dt, rise, count=500, size=7):
+    """Return a random path (count, size) in ticks of ``dt`` seconds; ``rise`` - 1 of its derivatives start at 0."""
+    time = np.arange(count)[:, None] * dt
+    waves = [np.sin(time * rng.uniform(0.2, 6.0, size) + rng.uniform(0, 6.3, size)) for _ in range(4)]
+    return rng.uniform(-2, 2, size) + 10 ** rng.uniform(-3, 0, size) * sum(waves) * (1 - np.exp(-time)) ** rise

@@ -4,6 +4,7 @@ import logging
 
 import numpy as np
 import pytest
+from deployment_rig import smooth_path
 
 from hardware.safety import arithmetic
 from hardware.safety.chain import SafetyChain, Situation
@@ -109,12 +110,9 @@ def test_the_place_of_rest_is_where_the_braking_path_ends_or_a_little_beyond():
 
 def test_smooth_motions_pass_bit_for_bit():
     """10,000 commands: random paths of seven axes, whose jerk and acceleration the limits hardly exceed."""
-    rng, count, size = np.random.default_rng(4), 500, 7
-    time = np.arange(count)[:, None] * DT
+    rng = np.random.default_rng(4)
     for _ in range(20):
-        waves = [np.sin(time * rng.uniform(0.2, 6.0, size) + rng.uniform(0, 6.3, size)) for _ in range(4)]
-        # It starts with neither speed nor acceleration.
-        path = rng.uniform(-2, 2, size) + 10 ** rng.uniform(-3, 0, size) * sum(waves) * (1 - np.exp(-time)) ** 3
+        path = smooth_path(rng, DT, 3)  # it starts with neither speed nor acceleration
         steps = np.diff(path, axis=0, prepend=path[:1])
         turns = np.diff(steps, axis=0, prepend=0 * steps[:1])
         surge = 1.0001 * np.abs(np.diff(turns, axis=0, prepend=0 * turns[:1])).max(axis=0)

@@ -5,6 +5,7 @@ import logging
 
 import numpy as np
 import pytest
+from deployment_rig import smooth_path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -104,11 +105,9 @@ def test_a_stop_is_reachable_from_every_state(seed, ticks):
 
 def test_safe_commands_pass_bit_for_bit():
     """20,000 of them: random smooth paths of seven axes, inside limits that are hardly wider than each path needs."""
-    rng, count, size = np.random.default_rng(3), 500, 7
-    time = np.arange(count)[:, None] * DT
+    rng = np.random.default_rng(3)
     for _ in range(40):
-        waves = [np.sin(time * rng.uniform(0.2, 6.0, size) + rng.uniform(0, 6.3, size)) for _ in range(4)]
-        path = rng.uniform(-2, 2, size) + 10 ** rng.uniform(-3, 0, size) * sum(waves) * (1 - np.exp(-time)) ** 2
+        path = smooth_path(rng, DT, 2)
         steps = np.diff(path, axis=0, prepend=path[:1])
         turns = np.diff(steps, axis=0, prepend=0 * steps[:1])
         spare = 1.0001

@@ -1,6 +1,8 @@
 """Toy tasks and base policies whose right answers are known; lets the tests of this room import its modules."""
 
+import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from robot_rl.core import registry
 from robot_rl.core.env import Step
 from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.data.normalizer import Normalizer
@@ -150,3 +153,27 @@ def reach_env():
 @pytest.fixture(scope="session")
 def fake_base():
     return FakeBase
+
+
+@pytest.fixture
+def clustered(tmp_path, monkeypatch):
+    """A comparison on a cluster, of a method that works and one that fails, and what stands for the commands."""
+    from robot_rl.rl.compare.run import Config
+
+    @dataclass(frozen=True)
+    class Settings:
+        scale: float = 0.1
+
+    def finetune(base, env_factory, config, run):
+        raise AssertionError("runs are processes of their own")
+
+    finetune.__annotations__["config"] = Settings
+    for name in ("good", "broken"):
+        monkeypatch.setitem(registry._overrides, ("finetuners", name), finetune)
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "policy.json").write_text(json.dumps({"rate": 0.5}))
+    (base / "model.safetensors").write_bytes(b"")
+    config = Config(base, "toy", ("good", "broken"), minutes=1.0, out=tmp_path / "out", cluster=True)
+    launcher = (str(Path(__file__).parent / "fake_commands.py"),)
+    return config, launcher

@@ -3,13 +3,11 @@
 import logging
 import os
 import time
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from robot_rl.core import registry
 from robot_rl.core.errors import ConfigError
 from robot_rl.core.registry import make_env
 
@@ -60,26 +58,11 @@ def test_a_mistake_is_one_line_also_from_afar():
         make_env("ray:peg_insert", 2, workers=1, reward="none")
 
 
-def test_runs_on_a_cluster_are_those_of_a_comparison(tmp_path, monkeypatch):
+def test_runs_on_a_cluster_are_those_of_a_comparison(clustered):
     from robot_rl.rl.compare.cluster import RayPlaces
-    from robot_rl.rl.compare.run import Comparison, Config
+    from robot_rl.rl.compare.run import Comparison
 
-    @dataclass(frozen=True)
-    class Settings:
-        scale: float = 0.1
-
-    def finetune(base, env_factory, config, run):
-        raise AssertionError("runs are processes of their own")
-
-    finetune.__annotations__["config"] = Settings
-    for name in ("good", "broken"):
-        monkeypatch.setitem(registry._overrides, ("finetuners", name), finetune)
-    base = tmp_path / "base"
-    base.mkdir()
-    (base / "policy.json").write_text('{"rate": 0.5}')
-    (base / "model.safetensors").write_bytes(b"")
-    config = Config(base, "toy", ("good", "broken"), minutes=1.0, out=tmp_path / "out", cluster=True)
-    launcher = (str(Path(__file__).parent / "fake_commands.py"),)
+    config, launcher = clustered
     good, broken = Comparison(config, launcher).execute(RayPlaces())["methods"]
     assert (good["success"], good["seeds"]) == (0.9, [0])
     assert broken["error"] == "The method cannot do this. It can do that."

@@ -5,12 +5,10 @@ Ray itself: `test_cluster.py`.
 """
 
 import ctypes
-import json
 import signal
 import threading
 import time
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,7 +21,7 @@ from robot_rl.core.registry import make_env
 from robot_rl.core.testing import check_vec_env
 from robot_rl.rl.compare.cluster import RayPlaces
 from robot_rl.rl.compare.jobs import Job, run_jobs
-from robot_rl.rl.compare.run import Comparison, Config
+from robot_rl.rl.compare.run import Comparison
 from robot_rl.rl.methods import ppo, rlpd
 from robot_rl.rl.session import SessionConfig
 from robot_rl.rl.state import load_state
@@ -247,23 +245,8 @@ def test_jobs_share_the_processors_of_the_cluster(asked, jobs, threads, ray, tmp
     assert ray.asked == [{"num_cpus": threads, "max_retries": 0}], "a failed run is not begun again unasked"
 
 
-def test_runs_on_a_cluster_are_those_of_a_comparison(ray, tmp_path, monkeypatch):
-    @dataclass(frozen=True)
-    class Settings:
-        scale: float = 0.1
-
-    def finetune(base, env_factory, config, run):
-        raise AssertionError("runs are processes of their own")
-
-    finetune.__annotations__["config"] = Settings
-    for name in ("good", "broken"):
-        monkeypatch.setitem(registry._overrides, ("finetuners", name), finetune)
-    base = tmp_path / "base"
-    base.mkdir()
-    (base / "policy.json").write_text(json.dumps({"rate": 0.5}))
-    (base / "model.safetensors").write_bytes(b"")
-    config = Config(base, "toy", ("good", "broken"), minutes=1.0, out=tmp_path / "out", cluster=True)
-    launcher = (str(Path(__file__).parent / "fake_commands.py"),)
+def test_runs_on_a_cluster_are_those_of_a_comparison(ray, clustered):
+    config, launcher = clustered
     good, broken = Comparison(config, launcher).execute()["methods"]
     assert (good["success"], good["seeds"]) == (0.9, [0])
     assert broken["error"] == "The method cannot do this. It can do that."
