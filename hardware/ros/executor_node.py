@@ -18,17 +18,15 @@ from hardware.robots.build import build_robot
 from hardware.ros.convert import executed_names, to_executed
 from hardware.ros.endpoint import Endpoint, quality
 from hardware.ros.lifecycle import ManagedConfig, run_managed_node
-from hardware.ros.link import ROBOT_SPEC, RosExecutorLink
+from hardware.ros.link import RosExecutorLink
 from hardware.ros.parameters import Range
 from hardware.safety.protection import Protection
 from hardware.safety.settings import protection_from
 from robot_rl.core.errors import ConfigError, HardwareError, UnknownNameError
 from robot_rl.core.robot import Robot
+from robot_rl.data.bag.names import EXECUTED, ROBOT_SPEC
 
 logger = logging.getLogger(__name__)
-
-EXECUTED = "executed"
-"""Topic of what was executed, one message per policy step; reliable, last 64."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +99,7 @@ class ExecutorWork:
         self.spec = self._robot.spec
         self._protection(self._robot)  # mistakes in the safety file are found before anything is opened
         self.link = RosExecutorLink(self.spec, endpoint)
+        # Reliable: one message per policy step, of which none should be missing in a recording.
         self._publish_executed = endpoint.publisher(JointState, EXECUTED, quality(64))
         self._executed_names, self._executed = executed_names(self.spec), 0
         endpoint.require_alone(ROBOT_SPEC, "executor")

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import threading
 import time
 from collections import deque
@@ -37,19 +36,14 @@ from robot_rl.core.policy import ActionChunk
 from robot_rl.core.robot import StampedObservation
 from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.core.teleop import OperatorEvent, OperatorInput
+from robot_rl.data.bag.names import OBSERVATION, ROBOT_SPEC, image_topic
 
 logger = logging.getLogger(__name__)
 
-OBSERVATION, CHUNK, OPERATOR = "observation", "chunk", "operator"
-ESTOP, STATUS, ROBOT_SPEC = "estop", "status", "robot_spec"
+CHUNK, OPERATOR, ESTOP, STATUS = "chunk", "operator", "estop", "status"
 _RESET_DELAY = 0.1
 _SAME_TIME = 1e-6
 _REMEMBERED = 64
-
-
-def image_topic(key: str) -> str:
-    """Return the topic of an image observation: ``images.front`` becomes ``observation/images/front``."""
-    return f"{OBSERVATION}/" + re.sub(r"[^A-Za-z0-9_/]", "_", key.replace(".", "/"))
 
 
 class RosExecutorLink:

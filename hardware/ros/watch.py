@@ -10,9 +10,10 @@ import numpy as np
 from hardware.console.feed import RemoteFeed
 from hardware.ros import convert
 from hardware.ros.endpoint import Endpoint, quality
-from hardware.ros.link import ROBOT_SPEC, RosOperatorLink, image_topic
+from hardware.ros.link import RosOperatorLink
 from robot_rl.core.robot import StampedObservation
 from robot_rl.core.spec import Spec
+from robot_rl.data.bag.names import ROBOT_SPEC, image_topic
 
 
 class CameraWatch:

@@ -192,7 +192,8 @@ def test_lost_device_falls_silent():
 
 
 def test_a_second_executor_or_policy_is_refused():
-    from hardware.ros.link import CHUNK, ROBOT_SPEC
+    from hardware.ros.link import CHUNK
+    from robot_rl.data.bag.names import ROBOT_SPEC
 
     first, policy = RosExecutorLink(SPEC, Endpoint("left_cell")), RosPolicyLink()
     second = RosExecutorLink(SPEC)
@@ -249,7 +250,8 @@ def test_no_message_ends_the_thread_that_hears_the_emergency_stop(caplog):
     from std_msgs.msg import String
 
     from hardware.ros import convert
-    from hardware.ros.link import ROBOT_SPEC, STATUS
+    from hardware.ros.link import STATUS
+    from robot_rl.data.bag.names import ROBOT_SPEC
 
     spec = SPEC.to_json()
     broken = ["{}", "[" * 100_000, json.dumps({**spec, "rate_hz": None}), json.dumps({**spec, "action": 3})]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 from robot_rl.core.errors import RobotRLError
 from robot_rl.core.spec import ArraySpec, Spec
 from robot_rl.data.bag.bag import Bag
+from robot_rl.data.bag.names import EXECUTED, OBSERVATION, ROBOT_SPEC, image_topic
 
-_EXECUTED, _OBSERVATION, _SPEC = "executed", "observation", "robot_spec"
 _IMAGE_SECONDS = 0.1
 """Age (s) up to which an image stands for what was seen in a step."""
 
@@ -22,10 +21,10 @@ def executor_map(bag: Bag) -> dict[str, Any] | None:
     ``actor``, ``policy_action``, ``intervention`` and ``safety_flags`` of every step come with them.
     """
     for name in sorted(bag.topics):
-        prefix = name.removesuffix(_EXECUTED)
-        if name.endswith(f"/{_EXECUTED}") and {prefix + _OBSERVATION, prefix + _SPEC} <= set(bag.topics):
+        prefix = name.removesuffix(EXECUTED)
+        if name.endswith(f"/{EXECUTED}") and {prefix + OBSERVATION, prefix + ROBOT_SPEC} <= set(bag.topics):
             try:
-                spec = Spec.from_json(json.loads(_first(bag, prefix + _SPEC)["data"]))
+                spec = Spec.from_json(json.loads(_first(bag, prefix + ROBOT_SPEC)["data"]))
                 return _map_of(bag, spec, prefix)
             except (RobotRLError, ValueError, TypeError, KeyError, AttributeError):
                 return None  # only named like ours
@@ -33,7 +32,7 @@ def executor_map(bag: Bag) -> dict[str, Any] | None:
 
 
 def _map_of(bag: Bag, spec: Spec, prefix: str) -> dict[str, Any]:
-    executed, observed = (_first(bag, prefix + name)["name"] for name in (_EXECUTED, _OBSERVATION))
+    executed, observed = (_first(bag, prefix + name)["name"] for name in (EXECUTED, OBSERVATION))
     half = 0.5 / spec.rate_hz
 
     def part(topic: str, names: list[str], key: str, like: ArraySpec | None = None) -> dict[str, Any]:
@@ -46,20 +45,20 @@ def _map_of(bag: Bag, spec: Spec, prefix: str) -> dict[str, Any]:
     observation: dict[str, Any] = {}
     for key, one in spec.observation.items():
         if not one.is_image:
-            observation[key] = part(_OBSERVATION, observed, key, one)
+            observation[key] = part(OBSERVATION, observed, key, one)
             continue
-        topic = f"{prefix}{_OBSERVATION}/" + re.sub(r"[^A-Za-z0-9_/]", "_", key.replace(".", "/"))
+        topic = prefix + image_topic(key)
         if topic in bag.topics:
             observation[key] = {"topic": topic, "tolerance": _IMAGE_SECONDS}
-    extras = {key: part(_EXECUTED, executed, key) for key in ("actor", "policy_action", "intervention", "safety_flags")}
+    extras = {key: part(EXECUTED, executed, key) for key in ("actor", "policy_action", "intervention", "safety_flags")}
     return {
         "rate_hz": spec.rate_hz,
         "task": "",
         "observation": observation,
-        "action": part(_EXECUTED, executed, "action", spec.action),
+        "action": part(EXECUTED, executed, "action", spec.action),
         "extras": extras,
-        "episodes": part(_EXECUTED, executed, "episode"),
-        "instants": prefix + _EXECUTED,
+        "episodes": part(EXECUTED, executed, "episode"),
+        "instants": prefix + EXECUTED,
     }
 
 
